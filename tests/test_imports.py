@@ -104,6 +104,7 @@ TABLE: dict[str, dict[str, set[str]]] = {
         "safetensors_file": {"stored_tensor", "hf_index", "lazy_tensor", "file_writer"},
         "pytorch": {"stored_tensor", "sharded_tensor", "hf_index", "lazy_tensor", "file_writer"},
         "gguf": {"stored_tensor"},
+        "quantized": {"stored_tensor"},
         "tensor_files": {
             *("stored_tensor", "lazy_tensor", "file_writer", "safetensors_file", "pytorch"),
             "gguf",

@@ -13,6 +13,8 @@ from jaxllm.interop.families import variant_of
 from jaxllm.interop.families.gguf.translate import is_gguf
 from jaxllm.interop.formats.lazy_tensor import TensorSource
 from jaxllm.interop.formats.pytorch.wrapped_names import plain_name, strip_wrappers
+from jaxllm.interop.formats.quantized.codecs import describe_storage
+from jaxllm.interop.formats.quantized.decoded_tensor import DecodedTensor
 from jaxllm.interop.formats.stored_tensor import CheckpointError, StoredTensor
 from jaxllm.interop.formats.table import ModelFormat, model_format_of
 from jaxllm.interop.loading.allowances import suggest_allowances
@@ -39,7 +41,7 @@ class TensorGroup:
 
     name: str  # folded, as in `model.layers.{0..31}.mlp.up_proj.weight`
     count: int
-    dtype: str
+    dtype: str  # or the storage of tensors that are decoded when read, such as "mxfp4"
     shape: tuple[int, ...]  # of each
     num_bytes: int  # of all together
     use: str  # the arrays that they fill, or why they fill none
@@ -141,7 +143,11 @@ def inspect(
         tensors,
         tuple(problems),
         plan,
-        (*checkpoint.allowed, *([] if adapter is None else [f"{adapter} is not loaded"])),
+        (
+            *checkpoint.allowed,
+            *filter(None, [describe_storage(checkpoint.tensors)]),
+            *([] if adapter is None else [f"{adapter} is not loaded"]),
+        ),
     )
 
 
@@ -188,7 +194,7 @@ def _inspect_unknown(path: Path, error: CheckpointError) -> Inspection:
 
 def _group(tensors: Tensors, uses: Mapping[str, str]) -> tuple[TensorGroup, ...]:
     kinds: dict[str, Hashable] = {
-        name: (tensor.dtype.name, tensor.shape, uses[name]) for name, tensor in tensors.items()
+        name: (_storage_of(tensor), tensor.shape, uses[name]) for name, tensor in tensors.items()
     }
     groups = []
     for name, members in fold(kinds):
@@ -198,13 +204,24 @@ def _group(tensors: Tensors, uses: Mapping[str, str]) -> tuple[TensorGroup, ...]
             TensorGroup(
                 name,
                 count,
-                tensor.dtype.name,
+                _storage_of(tensor),
                 tensor.shape,
-                count * math.prod(tensor.shape) * tensor.dtype.itemsize,
+                sum(_stored_bytes(tensors[member]) for member in members),
                 uses[members[0]],
             )
         )
     return tuple(groups)
+
+
+def _storage_of(tensor: StoredTensor | TensorSource) -> str:
+    """Returns the name of a tensor's dtype, or of what encodes it."""
+    return tensor.storage if isinstance(tensor, DecodedTensor) else tensor.dtype.name
+
+
+def _stored_bytes(tensor: StoredTensor | TensorSource) -> int:
+    if isinstance(tensor, DecodedTensor):
+        return sum(part.nbytes for part in tensor.parts)
+    return math.prod(tensor.shape) * tensor.dtype.itemsize
 
 
 def _uses(checkpoint: Checkpoint, account: Analysis) -> dict[str, str]:

@@ -12,6 +12,7 @@ from jaxllm.interop.families import Family
 from jaxllm.interop.families.common.fields import Json
 from jaxllm.interop.families.gguf.translate import is_gguf
 from jaxllm.interop.formats.pytorch.wrapped_names import strip_wrappers
+from jaxllm.interop.formats.quantized.codecs import take_settings
 from jaxllm.interop.formats.stored_tensor import CheckpointError
 from jaxllm.interop.formats.tensor_files import read_only_file
 
@@ -86,7 +87,7 @@ def read_model_config(path: Path) -> Config:
             Lists every problem.
     """
     family, found = identify_family(path)
-    fields = family.fields(with_facts_beside(family, found, path))
+    fields = family.fields(with_facts_beside(family, take_settings(found)[0], path))
     try:
         values, _ = family.read_config(fields, {})
         config = make_config(values)

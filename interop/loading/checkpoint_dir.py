@@ -14,6 +14,7 @@ from jaxllm.interop.families.common.naming.heads import architecture_without_hea
 from jaxllm.interop.families.gguf.translate import SUFFIX, is_gguf, read_gguf
 from jaxllm.interop.formats import tensor_files
 from jaxllm.interop.formats.pytorch.wrapped_names import strip_wrappers, without_prefix
+from jaxllm.interop.formats.quantized.codecs import decode_tensors, take_settings
 from jaxllm.interop.formats.stored_tensor import CheckpointError, StoredTensor
 from jaxllm.interop.formats.table import tensor_formats
 from jaxllm.tokenization.special_tokens import GENERATION_CONFIG, MODEL_CONFIG
@@ -77,6 +78,9 @@ def open_known_checkpoint(path: Path) -> Checkpoint:
         if (adapter := describe_adapter(path)) is not None:
             logger.warning("%s: %s is not applied; %s", path, adapter, MERGE)
         plain = strip_wrappers(_read_headers(path, read))
+        config, settings = take_settings(config)
+        if settings is not None:
+            plain = decode_tensors(path, plain, config, settings)
         family = variant_of(family, plain)
         return Checkpoint(path, family, config, without_prefix(plain, family.trainer_prefix(plain)))
     expected = " or ".join(pattern for row in rows for pattern in row.files)

@@ -11,6 +11,7 @@ from flax import nnx
 
 from jaxllm.config import Dtype, with_fields
 from jaxllm.hub import local_path
+from jaxllm.interop.formats.quantized.codecs import warn_of_storage
 from jaxllm.models import Model, build_abstract
 from jaxllm.params import named_parameters, stacked_layers
 
@@ -48,6 +49,7 @@ def open_pretrained(
     checkpoint = open_checkpoint(local_path(path), rules, strict=strict, allow=allow)
     plan = make_checked_plan(checkpoint, dtype=dtype)
     warn_of_wide(plan, checkpoint.path)
+    warn_of_storage(checkpoint.path, checkpoint.tensors)
     model = build_abstract(with_fields(plan.config, scan_layers=False))
     arrays = apply_rules(plan.table.bound(stacked_layers(model)), plan.tensors)
     for module_path, module in nnx.iter_graph(model):

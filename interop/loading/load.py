@@ -12,6 +12,7 @@ from jaxllm.config import Dtype
 from jaxllm.config.numerics import check_dtype
 from jaxllm.hub import local_path
 from jaxllm.interop.formats.byte_sizes import parse_size
+from jaxllm.interop.formats.quantized.codecs import warn_of_storage
 from jaxllm.interop.formats.source_files import check_unchanged, identify
 from jaxllm.interop.formats.table import model_format_of
 from jaxllm.models import Model, build_abstract
@@ -96,6 +97,7 @@ def read_model(
         given: arrays that need not be read, by name.
     """
     warn_of_wide(plan, checkpoint.path)
+    warn_of_storage(checkpoint.path, checkpoint.tensors)
     if plan.tolerated:
         ignored = "\n  ".join(plan.tolerated)
         logger.warning("%s: ignored (strict=False):\n  %s", checkpoint.path, ignored)

@@ -14,6 +14,7 @@ from jaxllm.checkpoint_origin import Origin
 from jaxllm.config import Config, Dtype, dtype_fields, with_fields
 from jaxllm.config.numerics import check_dtype
 from jaxllm.interop.formats.lazy_tensor import TensorSource, from_jax, from_stored, transfer_tensor
+from jaxllm.interop.formats.quantized.codecs import warn_of_storage
 from jaxllm.interop.formats.stored_tensor import (
     CheckpointError,
     StoredTensor,
@@ -180,6 +181,7 @@ def open_model_arrays(
         raise CheckpointError(f"{path} is not a run, so it has no step {step}")
     checkpoint = open_checkpoint(path, rules, strict=strict, allow=allow)
     plan = make_checked_plan(checkpoint, dtype=dtype)
+    warn_of_storage(checkpoint.path, checkpoint.tensors)
     return arrays_of_checkpoint(checkpoint, plan)
 
 

@@ -14,6 +14,7 @@ from jaxllm.config.numerics import check_dtype
 from jaxllm.hub import local_path
 from jaxllm.interop.families import Layout, RuleTable
 from jaxllm.interop.formats.byte_sizes import parse_size
+from jaxllm.interop.formats.quantized.decoded_tensor import in_float32
 from jaxllm.interop.formats.stored_tensor import (
     CheckpointError,
     StoredTensor,
@@ -106,6 +107,8 @@ def make_plan(
         raise CheckpointError([*problems, *suggest_allowances(analysis.refused)], checkpoint.path)
     if dtype is not None:
         config = with_fields(config, dtype_fields(dtype))
+    if dtype == "float32":
+        analysis.tensors = in_float32(analysis.tensors)
     placed = {} if mesh is None else parameter_shardings(build_abstract(config), mesh)
     alone = SingleDeviceSharding(jax.local_devices()[0])
     arrays = plan_arrays(

@@ -12,6 +12,7 @@ from jaxllm.errors import UserError
 from jaxllm.hub import local_path
 from jaxllm.interop.families import Family
 from jaxllm.interop.families.gguf.translate import is_gguf
+from jaxllm.interop.formats.quantized.codecs import CONFIG
 from jaxllm.interop.formats.stored_tensor import CheckpointError
 from jaxllm.interop.formats.table import model_format_of
 from jaxllm.interop.loading.allowances import allowance_notes
@@ -267,8 +268,10 @@ def _load_reference(path: Path, name: str, store: ArrayStore, dtype: str) -> Any
             output_loading_info=True,
         )
     reference, loading = loaded
-    if is_gguf(path):  # its tensors are decoded by now, which the level of weights checks
-        reference.config.quantization_config = None
+    if hasattr(reference.config, CONFIG):  # decoded by now, which the level of weights checks
+        del reference.config.quantization_config
+    if dtype == FLOAT32.dtype:  # beside quantized tensors transformers leaves others as stored
+        reference.float()
     # transformers initializes missing tensors at random and only warns.
     if absent := sorted(map(str, {*loading["missing_keys"], *loading["mismatched_keys"]})):
         reason = "is missing or has another shape than transformers expects"
