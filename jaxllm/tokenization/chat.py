@@ -166,11 +166,15 @@ class Chat:
         except UserError as error:
             raise UserError(f"{self._place}: the chat template fails: {error}") from None
 
+    def close(self) -> None:
+        """Ends the process of the template."""
+        self._renderer.close()
+
     def __enter__(self) -> "Chat":
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._renderer.close()
+        self.close()
 
 
 def _offsets(tokenizer: Tokenizer, text: str, needed: bool) -> tuple[list[int], np.ndarray]:

@@ -7,12 +7,24 @@ from .chat import ChatConfig
 from .documents import DataConfig, load_corpus
 from .pairs import PairsConfig
 from .tasks import TaskConfig
+from .tokens import TokensConfig
 from .vectors import VectorsConfig
 
-__all__ = ["ChatConfig", "Data", "DataConfig", "Tokenized", "find_data_class", "load_corpus"]
+__all__ = [
+    "ChatConfig",
+    "Data",
+    "DataConfig",
+    "Documents",
+    "Tokenized",
+    "TokensConfig",
+    "find_data_class",
+    "load_corpus",
+]
 
+# Documents, which share rows as `packing` says.
+Documents = DataConfig | ChatConfig | TokensConfig
 # Data whose tokenizer is by default the one that the model came with.
-Tokenized = DataConfig | ChatConfig | PairsConfig
+Tokenized = Documents | PairsConfig
 Data = Tokenized | VectorsConfig | TaskConfig
 
 
@@ -23,6 +35,7 @@ def find_data_class(values: Mapping[str, Any]) -> type[Data]:
     """
     by_field = {
         "chat": ChatConfig,
+        "tokens": TokensConfig,
         "pairs": PairsConfig,
         "vectors": VectorsConfig,
         "task": TaskConfig,

@@ -16,7 +16,7 @@ from jaxllm.tokenization.finding import BYTES
 from .batches import Examples
 from .conversations import COLUMNS, Conversation, Form, parse_conversation
 from .documents import Packing, make_examples
-from .files import BadRows, Policy, Row, read_rows
+from .files import Policy, read_rows
 from .held_out import check_split
 from .streams.building import Source, build_streams
 from .streams.stream_writer import Encoded
@@ -97,20 +97,19 @@ def chat_source(
         train_on: "assistant" makes its turns targets, "all" everything.
     """
 
-    def read(rows: BadRows) -> Iterable[tuple[Row, Conversation]]:
-        parse = partial(parse_conversation, form=form)
-        return rows.parsed(read_rows(patterns, COLUMNS), parse)
-
     def encode(given: Sequence[Conversation]) -> list[Encoded]:
         return [encode_conversation(each, chat, tokenizer, train_on) for each in given]
 
+    files = tuple(patterns)
     return Source(
-        read,
+        lambda: read_rows(files, COLUMNS),
+        partial(parse_conversation, form=form),
         Conversation.content,
         encode,
         identity=f"{tokenizer.fingerprint} {chat.identity} {train_on}",
         vocab_size=tokenizer.vocab_size,
         has_targets=True,
+        close=chat.close,
     )
 
 

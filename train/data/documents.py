@@ -9,7 +9,7 @@ from jaxllm.models import Decoder, Model
 from jaxllm.tokenization import Tokenizer, check_tokens, load_tokenizer
 
 from .batches import Examples, Rows
-from .files import BadRows, Policy, Row, read_rows
+from .files import Policy, read_rows
 from .files.row import same
 from .held_out import check_split
 from .streams.building import Source, build_streams
@@ -151,16 +151,13 @@ def text_source(
         bos: whether documents begin with the beginning-of-sequence token; see `DataConfig`.
     """
 
-    def read(rows: BadRows) -> Iterable[tuple[Row, str]]:
-        if patterns is None:
-            return rows.parsed(stdlib_rows(), same)
-        return rows.parsed(read_rows(patterns, (key,)), lambda record: text_of(record, key))
-
     def encode(texts: Sequence[str]) -> list[Encoded]:
         return [Encoded(ids) for ids in tokenizer.encode_documents(texts, bos=bos)]
 
+    files = None if patterns is None else tuple(patterns)
     return Source(
-        read,
+        stdlib_rows if files is None else lambda: read_rows(files, (key,)),
+        same if files is None else lambda record: text_of(record, key),
         str.encode,
         encode,
         identity=f"{tokenizer.fingerprint} {bos}",

@@ -32,25 +32,31 @@ def find_files(patterns: Iterable[str]) -> dict[str, int]:
     return {name: size for pattern in patterns for name, size in _matches(pattern).items()}
 
 
-def local_files(patterns: Iterable[str]) -> list[Path]:
-    """Returns the files that patterns match; those of object stores are downloaded."""
-    return [local_path(name) for name in find_files(patterns)]
+def local_files(patterns: Iterable[str], ends: tuple[str, ...] = ENDS) -> list[Path]:
+    """Returns the files that patterns match; those of object stores are downloaded.
+
+    Args:
+        patterns: names, patterns and folders.
+        ends: how the names of the files of a folder end.
+    """
+    names = [name for pattern in patterns for name in _matches(pattern, ends)]
+    return [local_path(name) for name in dict.fromkeys(names)]
 
 
-def _matches(pattern: str) -> dict[str, int]:
+def _matches(pattern: str, ends: tuple[str, ...] = ENDS) -> dict[str, int]:
     if is_remote(pattern):
         found = find_matching(pattern)
     else:  # the name of a file may contain glob characters
         is_named = Path(pattern).exists()
         names = [pattern] if is_named else sorted(glob.glob(pattern, recursive=True))
-        files = [file for name in names for file in _files_of(Path(name), is_named)]
+        files = [file for name in names for file in _files_of(Path(name), is_named, ends)]
         found = {str(file): file.stat().st_size for file in files}
     if not found:
         raise MissingFileError(f"no file matches {pattern!r}")
     return found
 
 
-def _files_of(path: Path, is_named: bool) -> list[Path]:
+def _files_of(path: Path, is_named: bool, ends: tuple[str, ...]) -> list[Path]:
     """Returns a file, or the files of a folder; a pattern matches folders of datasets only."""
     if path.is_file():
         return [path]
@@ -65,6 +71,6 @@ def _files_of(path: Path, is_named: bool) -> list[Path]:
         return [path / shard["filename"] for shard in shards]
     if not is_named:
         return []
-    files = [file for file in path.rglob("*") if file.name.lower().endswith(ENDS)]
+    files = [file for file in path.rglob("*") if file.name.lower().endswith(ends)]
     names = sorted(file.relative_to(path) for file in files if file.is_file())
     return [path / name for name in names if not any(part[0] == "." for part in name.parts)]

@@ -17,6 +17,7 @@ class Row(NamedTuple):
     number: int  # counted from 1
     raw: Any
     parse: Callable[[Any], Any]
+    share: float = 1.0  # of the file that is read with this row, where it is known
 
     @property
     def place(self) -> str:

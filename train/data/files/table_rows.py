@@ -21,7 +21,7 @@ def parquet(file: Path, columns: tuple[str, ...]) -> Iterator[Row]:
         table = pyarrow.parquet.ParquetFile(file)
         chosen = _chosen(file, table.schema_arrow.names, columns)
         batches = table.iter_batches(ROWS, columns=chosen)
-    yield from _rows(file, "a Parquet file", batches)
+    yield from _rows(file, "a Parquet file", batches, table.metadata.num_rows)
 
 
 def arrow(file: Path, columns: tuple[str, ...]) -> Iterator[Row]:
@@ -46,12 +46,14 @@ def array_record(file: Path, _: tuple[str, ...]) -> Iterator[Row]:
         for first in range(0, reader.num_records(), ROWS):
             records = reader.read(first, min(first + ROWS, reader.num_records()))
             for number, record in enumerate(records, start=first + 1):
-                yield Row(file, "record", number, record, json.loads)
+                share = number / reader.num_records()
+                yield Row(file, "record", number, record, json.loads, share)
     finally:
         reader.close()
 
 
-def _rows(file: Path, kind: str, batches: Iterator[Any]) -> Iterator[Row]:
+def _rows(file: Path, kind: str, batches: Iterator[Any], total: int | None = None) -> Iterator[Row]:
+    """Yields the rows of batches; `total` is their number, if it is known."""
     number = 0
     while True:
         with _reading(file, kind):
@@ -61,7 +63,8 @@ def _rows(file: Path, kind: str, batches: Iterator[Any]) -> Iterator[Row]:
         for start in range(0, batch.num_rows, ROWS):
             for value in batch.slice(start, ROWS).to_pylist():
                 number += 1
-                yield Row(file, "row", number, value, same)
+                share = number / total if total else 0.0
+                yield Row(file, "row", number, value, same, share)
 
 
 def _chosen(file: Path, names: list[str], columns: tuple[str, ...]) -> list[str]:

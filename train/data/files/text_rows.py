@@ -5,7 +5,7 @@ import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import IO, Any, BinaryIO, cast
 
 from jaxllm.errors import MissingPackageError, UserError
 
@@ -22,12 +22,12 @@ def text_file(file: Path, columns: tuple[str, ...]) -> Iterator[Row]:
 
 def json_lines(file: Path, _: tuple[str, ...]) -> Iterator[Row]:
     """Yields each line that is not blank."""
-    number = 0
-    with _opened(file) as lines:
+    number, size = 0, file.stat().st_size
+    with file.open("rb") as stored, _lines(file, stored) as lines:
         try:
             for number, line in enumerate(lines, start=1):
                 if line.strip():
-                    yield Row(file, "line", number, line, _json)
+                    yield Row(file, "line", number, line, _json, stored.tell() / size)
         except Exception as error:  # of zlib, Zstandard or the file system
             raise UserError(f"{file}, line {number + 1:,}: it cannot be read: {error}") from None
 
@@ -35,7 +35,8 @@ def json_lines(file: Path, _: tuple[str, ...]) -> Iterator[Row]:
 def json_list(file: Path, _: tuple[str, ...]) -> Iterator[Row]:
     """Yields each item of the list in a .json file, of which a part is in memory at a time."""
     decoder, number, text, ended = json.JSONDecoder(), 0, "", False
-    with file.open(encoding="utf-8") as stream:
+    size = file.stat().st_size
+    with file.open("rb") as stored, io.TextIOWrapper(stored, "utf-8") as stream:
         try:
             text = stream.read(CHUNK).lstrip()
             if not text:
@@ -55,7 +56,7 @@ def json_list(file: Path, _: tuple[str, ...]) -> Iterator[Row]:
                     text, ended = text + more, not more
                     continue
                 number += 1
-                yield Row(file, "item", number, value, same)
+                yield Row(file, "item", number, value, same, stored.tell() / size)
                 separator, text = text[end], text[end + 1 :]
                 if separator == "]":
                     return
@@ -92,10 +93,10 @@ def _utf8(content: bytes) -> str:
         raise UserError(f"not UTF-8: {error}") from error
 
 
-def _opened(file: Path) -> IO[bytes]:
-    """Opens a file of lines, decompressing what its name says."""
+def _lines(file: Path, stored: BinaryIO) -> IO[bytes]:
+    """Returns the lines of an open file, decompressed if its name says so."""
     if file.suffix == ".gz":
-        return cast(IO[bytes], gzip.open(file, "rb"))
+        return cast(IO[bytes], gzip.open(stored, "rb"))
     if file.suffix == ".zst":
         try:
             import zstandard
@@ -103,5 +104,5 @@ def _opened(file: Path) -> IO[bytes]:
             raise MissingPackageError(
                 f"{file} needs zstandard, which is not installed: pip install 'jaxllm[data]'"
             ) from None
-        return io.BufferedReader(zstandard.open(file, "rb"))
-    return file.open("rb")
+        return io.BufferedReader(zstandard.open(stored, "rb"))
+    return stored

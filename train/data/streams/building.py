@@ -3,8 +3,9 @@
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
+from itertools import islice
 from pathlib import Path
-from typing import Generic, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -24,7 +25,8 @@ BATCH = 256  # documents encoded at a time
 class Source(Generic[Document]):
     """Documents that can be read again and again, and how they become tokens."""
 
-    read: Callable[[BadRows], Iterable[tuple[Row, Document]]]
+    rows: Callable[[], Iterable[Row]]
+    parse: Callable[[Any], Document]
     content: Callable[[Document], bytes]  # decides on which side of the split a document is
     encode: Callable[[Sequence[Document]], Sequence[Encoded]]
     identity: str  # of the encoding: streams of equal documents and identities are equal
@@ -32,6 +34,11 @@ class Source(Generic[Document]):
     has_targets: bool = False  # whether only some of the tokens are targets
     # Cuts a document at a fraction from its end, if it is the only one; None: it is not cut.
     cut: Callable[[Document, float], tuple[Document, Document]] | None = None
+    close: Callable[[], None] = lambda: None  # ends what encoding needs
+
+    def read(self, bad: BadRows, skip: int = 0) -> Iterator[tuple[Row, Document]]:
+        """Yields the documents, but for the first `skip` rows."""
+        return bad.parsed(islice(self.rows(), skip, None), self.parse)
 
 
 class Streams(NamedTuple):

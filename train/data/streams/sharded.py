@@ -32,14 +32,23 @@ class Part(NamedTuple):
 
 
 class ShardedArray:
-    """One array, whose parts are in files; each is mapped into memory when it is first read."""
+    """One array, whose parts are in files; each is mapped into memory when it is first read.
 
-    def __init__(self, parts: Sequence[Part]):
+    Args:
+        parts: in order.
+        limit: one more than the largest number that may be read, such as a model's vocabulary.
+
+    Raises:
+        UserError: the parts have different types; on reading, a file is missing or has changed, or
+            a number is not below the limit.
+    """
+
+    def __init__(self, parts: Sequence[Part], limit: int | None = None):
         if len(dtypes := {part.dtype for part in parts}) > 1:
             names = " and ".join(sorted(map(str, dtypes)))
             files = ", ".join(str(part.file) for part in parts[:3])
             raise UserError(f"the token files {files}, ... have different types: {names}")
-        self.parts = parts
+        self.parts, self.limit = parts, limit
         self.dtype = parts[0].dtype if parts else np.dtype(np.uint8)
         self.ends = np.cumsum([part.length for part in parts], dtype=np.int64)
         self._opened: dict[int, np.ndarray] = {}
@@ -58,6 +67,12 @@ class ShardedArray:
             chosen = part == number
             first = self.ends[number] - self.parts[number].length
             found[chosen] = self.open_part(number)[places[chosen] - first]
+            if self.limit is not None and found[chosen].max() >= self.limit:
+                raise UserError(
+                    f"{self.parts[number].file}: it has the token {found[chosen].max()}, but the "
+                    f"model has {self.limit}: these are tokens of another tokenizer, or this is no "
+                    "file of tokens"
+                )
         return found
 
     @property

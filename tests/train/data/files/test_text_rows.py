@@ -1,5 +1,7 @@
 """Text files: documents, and the formats of lines and lists; test_reading has what all share."""
 
+import sys
+
 import pytest
 
 from jaxllm.errors import MissingPackageError, UserError
@@ -24,6 +26,7 @@ def test_lines_are_counted_with_blank_ones(tmp_path):
 
 
 def test_a_missing_package_is_named(tmp_path, monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "zstandard", None)
+    monkeypatch.setitem(sys.modules, "zstandard", None)
+    (tmp_path / "a.jsonl.zst").write_bytes(b"x")
     with pytest.raises(MissingPackageError, match=r"a\.jsonl\.zst needs zstandard.*jaxllm\[data\]"):
         list(json_lines(tmp_path / "a.jsonl.zst", ()))

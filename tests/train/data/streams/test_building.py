@@ -22,9 +22,7 @@ def source_of(texts: list[str]) -> Source[str]:
     """Texts as a source, whose tokens are their bytes."""
     made = text_source(None, ByteTokenizer())
     rows = [Row("texts", "row", number, text, same) for number, text in enumerate(texts, 1)]
-    return Source(
-        lambda bad: bad.parsed(rows, same), made.content, made.encode, "x", 256, cut=made.cut
-    )
+    return Source(lambda: rows, same, made.content, made.encode, "x", 256, cut=made.cut)
 
 
 def texts_of(stream) -> list[str]:
@@ -100,7 +98,7 @@ def test_a_cached_stream_is_encoded_once(tmp_path):
 
     plain, cache = source_of(["ab", "c", "d"]), str(tmp_path / "new")
     make = lambda texts, identity: Source(  # noqa: E731
-        source_of(texts).read, plain.content, counted, identity, 256
+        source_of(texts).rows, same, plain.content, counted, identity, 256
     )
     first = build_streams(make(["ab", "c", "d"], "x"), held_out=0.3, cache=cache)
     again = build_streams(make(["ab", "c", "d"], "x"), held_out=0.3, cache=cache)
