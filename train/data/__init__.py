@@ -5,6 +5,7 @@ from typing import Any
 
 from .chat import ChatConfig
 from .documents import DataConfig, load_corpus
+from .mixture import MixtureConfig
 from .pairs import PairsConfig
 from .tasks import TaskConfig
 from .tokens import TokensConfig
@@ -15,6 +16,7 @@ __all__ = [
     "Data",
     "DataConfig",
     "Documents",
+    "MixtureConfig",
     "Tokenized",
     "TokensConfig",
     "find_data_class",
@@ -22,7 +24,7 @@ __all__ = [
 ]
 
 # Documents, which share rows as `packing` says.
-Documents = DataConfig | ChatConfig | TokensConfig
+Documents = DataConfig | ChatConfig | TokensConfig | MixtureConfig
 # Data whose tokenizer is by default the one that the model came with.
 Tokenized = Documents | PairsConfig
 Data = Tokenized | VectorsConfig | TaskConfig
@@ -36,6 +38,7 @@ def find_data_class(values: Mapping[str, Any]) -> type[Data]:
     by_field = {
         "chat": ChatConfig,
         "tokens": TokensConfig,
+        "mixture": MixtureConfig,
         "pairs": PairsConfig,
         "vectors": VectorsConfig,
         "task": TaskConfig,
