@@ -194,7 +194,7 @@ TABLE: dict[str, dict[str, set[str]]] = {
         "monitoring": {"config", "optimizers", "restarts", "speed"},
         "cost": {"config", "data", "speed"},
         "planning": {"config", "cost", "data", "mesh", "setup", "speed", "step"},
-        "step": {"config", "objective", "optimizers"},
+        "step": {"config", "data", "objective", "optimizers"},
         "checkpoint": {"config", "step"},
         "restarts": {"config"},
         "setup": {"checkpoint", "config", "data", "mesh", "optimizers", "step"},

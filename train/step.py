@@ -16,7 +16,7 @@ from jaxllm.sharding import constrain
 
 from .config import TrainConfig
 from .data import Data, MixtureConfig
-from .objective import Batch, get_objective
+from .objective import Batch, Loss, get_objective
 from .optimizers.adamw import make_optimizer, optimizer_shardings
 from .optimizers.group_norms import group_norms
 from .optimizers.schedule import make_schedule
@@ -63,8 +63,7 @@ def make_steps(config: TrainConfig, model: Model, mesh: Mesh) -> Steps:
 
     def loss(params: Params, batch: Batch, key: Array | None) -> tuple[Array, tuple]:
         total, balance, by_source_S = objective.loss(bind(params), batch, config.loss, key)
-        aux_loss = balance.aux_loss * jnp.sum(batch["mask"])
-        return total + aux_loss, (balance.fullest, by_source_S)
+        return total + balance.aux_loss * jnp.sum(batch["mask"]), (balance.fullest, by_source_S)
 
     def init(params: Params) -> TrainState:
         return TrainState(params, optimizer.init(params), jnp.zeros((), jnp.int32))
@@ -85,17 +84,13 @@ def make_steps(config: TrainConfig, model: Model, mesh: Mesh) -> Steps:
             "learning_rate": schedule(state.step),
         }
         metrics |= {} if fullest is None else {"expert_load": fullest / config.accumulate}
-        if by_source_S is not None:
-            metrics |= source_metrics(config.data, by_source_S, batch)
+        metrics |= source_metrics(config.data, by_source_S, batch)
         params = optax.apply_updates(state.params, updates)
         return TrainState(params, moments, state.step + 1), metrics
 
     def evaluate(params: Params, batch: Batch) -> tuple[Array, Array]:
         plain = dataclasses.replace(config.loss, z_loss=0.0)
-        total, _, by_source_S = objective.loss(bind(params), batch, plain, None)
-        if by_source_S is None:
-            return total, jnp.sum(batch["mask"])
-        return by_source_S, targets_by_source(batch)
+        return sums_by_source(objective.loss(bind(params), batch, plain, None), batch)
 
     return Steps(
         jax.jit(init, donate_argnums=0, out_shardings=state_shardings),
@@ -109,8 +104,17 @@ def make_steps(config: TrainConfig, model: Model, mesh: Mesh) -> Steps:
     )
 
 
-def source_metrics(data: Data, by_source_S: Array, batch: Batch) -> dict[str, Array]:
-    """Returns the loss per target of each source, and its share of the targets."""
+def sums_by_source(loss: Loss, batch: Batch) -> tuple[Array, Array]:
+    """Returns the summed loss and the number of targets: of each source if there are several."""
+    if loss.by_source_S is None:
+        return loss.total, jnp.sum(batch["mask"])
+    return loss.by_source_S, targets_by_source(batch)
+
+
+def source_metrics(data: Data, by_source_S: Array | None, batch: Batch) -> dict[str, Array]:
+    """Returns the loss per target of each source of a mixture, and its share of the targets."""
+    if by_source_S is None:
+        return {}
     assert isinstance(data, MixtureConfig), "only its rows name their source"
     targets_S = targets_by_source(batch)
     loss_S = by_source_S / jnp.maximum(targets_S, 1)
