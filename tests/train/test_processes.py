@@ -97,7 +97,7 @@ def test_two_processes_train_experts_as_one_does(tmp_path):
     assert "grad_norm/router" in one[1]
 
 
-@pytest.mark.exhaustive
+@pytest.mark.campaign
 def test_two_processes_train_on_a_mixture_as_one_does(tmp_path):
     one = run(tmp_path / "one", MeshConfig(fsdp=8), 1, mixed=True)
     check_equal(run(tmp_path / "two", MeshConfig(fsdp=4, tensor=2), 2, mixed=True), one)

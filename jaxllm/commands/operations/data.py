@@ -1,25 +1,51 @@
 """Commands about data: `tokenize` writes shards of tokens, `data` shows what a model will see."""
 
 import argparse
+import dataclasses
 import functools
+import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from time import monotonic
 from typing import TYPE_CHECKING
 
-from jaxllm.commands.environment import log_to_stderr, say
-from jaxllm.commands.options import AddCommand, count
+from jaxllm.commands.environment import log_to_stderr, print_rich, say
+from jaxllm.commands.options import AddCommand, add_json, count
+from jaxllm.commands.runs import OVERRIDES, read_run_config
 from jaxllm.errors import UserError
 
 if TYPE_CHECKING:
+    from jaxllm.models import Model
+    from jaxllm.train import TrainConfig
     from jaxllm.train.data.streams.building import Source
 
 SECONDS = 5.0  # between lines of progress where stderr is no terminal
 
 
 def add_commands(add: AddCommand) -> None:
-    """Adds `tokenize` to the command line."""
+    """Adds `tokenize` and `data` to the command line."""
+    _add_tokenize(add)
+    data = add(
+        "data",
+        _data,
+        "Show what a model will see: decoded rows, what is learned of them, lengths.",
+        "jaxllm data configs/tiny.yaml --html data.html",
+    )
+    data.set_defaults(takes_overrides=True)
+    data.epilog = f"{OVERRIDES}\n\n{data.epilog}"
+    data.add_argument("config", metavar="CONFIG", help="the YAML file of a run")
+    data.add_argument(
+        "--rows", type=count, default=4, metavar="N", help="rows to show (default: 4)"
+    )
+    data.add_argument(
+        "--step", type=count, default=1, metavar="N", help="the step they are of (default: 1)"
+    )
+    data.add_argument("--html", metavar="FILE", help="write a page with the rows to a file")
+    add_json(data, "the summary")
+
+
+def _add_tokenize(add: AddCommand) -> None:
     tokenize = add(
         "tokenize",
         _tokenize,
@@ -73,6 +99,58 @@ def _fraction(text: str) -> float:
     if not 0 <= value < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not in [0, 1)")
     return value
+
+
+def _data(arguments: argparse.Namespace) -> int:
+    import jax
+
+    jax.config.update("jax_platforms", "cpu")  # nothing is computed, so no accelerator is taken
+    from jaxllm.storage.paths import check_output
+    from jaxllm.storage.whole_file import write_whole
+    from jaxllm.tokenization import load_tokenizer
+    from jaxllm.train.data import Documents
+    from jaxllm.train.data.batches import Batches
+    from jaxllm.train.data.inspection.render import render_page, render_terminal
+    from jaxllm.train.data.inspection.summary import summarize
+    from jaxllm.train.setup import with_tokenizer
+
+    log_to_stderr()
+    config = read_run_config(arguments)
+    model = _abstract_model(config)
+    data = with_tokenizer(config, model)
+    if not isinstance(data, Documents):
+        raise UserError(f"{arguments.config}: its data are no documents, whose rows are shown")
+    batches = Batches(
+        data.load(model, config.seq_len), batch_size=config.batch_size, seed=data.seed
+    )
+    summary = summarize(
+        batches,
+        load_tokenizer(data.tokenizer, eos=data.eos),
+        config.seq_len,
+        step=arguments.step - 1,
+        rows=arguments.rows,
+    )
+    if arguments.html:
+        page = check_output(arguments.html)
+        write_whole(page, render_page(summary, arguments.config))
+        say(f"wrote {page}")
+    if arguments.json:
+        print(json.dumps(dataclasses.asdict(summary)))
+    elif not arguments.html:
+        for part in render_terminal(summary):
+            print_rich(part)
+    return 0
+
+
+def _abstract_model(config: "TrainConfig") -> "Model":
+    """Returns the model of a run without weights."""
+    from jaxllm.hub import local_path
+    from jaxllm.interop.loading.checkpoint import read_model_config
+    from jaxllm.models import build_abstract
+
+    if config.model is not None:
+        return build_abstract(config.model)
+    return build_abstract(read_model_config(local_path(str(config.init_from))))
 
 
 def _tokenize(arguments: argparse.Namespace) -> int:

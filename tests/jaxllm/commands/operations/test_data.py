@@ -59,3 +59,34 @@ def test_wrong_options_are_refused(options, message, tmp_path, capsys):
         status = error.code
     assert status == 2
     assert message in capsys.readouterr().err
+
+
+def write_run(folder, data: dict) -> str:
+    model = {"vocab_size": 256, "embed_dim": 8, "num_layers": 1, "num_heads": 1, "head_dim": 8}
+    model |= {"mlp_dim": 8, "num_kv_heads": 1}
+    sizes = {"steps": 2, "batch_size": 2, "seq_len": 16}
+    run = {"output": str(folder / "run"), "model": model, **sizes, "data": data}
+    (folder / "run.yaml").write_text(json.dumps(run))
+    return str(folder / "run.yaml")
+
+
+def test_the_rows_of_a_run_are_shown_as_text_json_and_page(tmp_path, capsys):
+    (tmp_path / "a.jsonl").write_text("\n".join([json.dumps(TALK)] * 9))
+    data = {"chat": [str(tmp_path / "a.jsonl")], "template": "plain", "held_out": 0}
+    run = write_run(tmp_path, data)
+    assert main(["data", run, "--rows", "1"]) == 0
+    out = capsys.readouterr().out
+    assert "row 1  documents 1  tokens 9  targets 4  padding 7\nnt:\nhat\\x00\n" in out
+    assert main(["data", run, "--json", "--rows", "3", "--seq_len", "32"]) == 0
+    summary = json.loads(capsys.readouterr().out)
+    assert summary["seq_len"] == 32
+    assert summary["shown"][0]["documents"][0][1] == {"text": "hat\0", "is_target": True}
+    assert main(["data", run, "--html", str(tmp_path / "data.html")]) == 0
+    assert "hat" in (tmp_path / "data.html").read_text()
+    assert not (tmp_path / "run").exists()
+
+
+def test_data_without_documents_are_refused(tmp_path, capsys):
+    run = write_run(tmp_path, {"task": "colour"})
+    assert main(["data", run]) == 2
+    assert "run.yaml: its data are no documents" in capsys.readouterr().err
