@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from .commands import checkpoints, convert, failures, generate, parity, runs
 from .commands.environment import open_streams, set_environment
-from .commands.operations import doctor, watching
+from .commands.operations import data, doctor, watching
 from .commands.options import AddCommand
 from .commands.parser import CommandParser, Run, ShowVersions
 from .commands.walkthroughs import commands as walkthroughs
@@ -69,6 +69,7 @@ def make_parser() -> CommandParser:
         return command
 
     add_command: AddCommand = add
-    for module in (walkthroughs, runs, generate, convert, checkpoints, parity, doctor, watching):
+    first = (walkthroughs, runs, data, generate, convert)
+    for module in (*first, checkpoints, parity, doctor, watching):
         module.add_commands(add_command)
     return parser

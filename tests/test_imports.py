@@ -72,7 +72,8 @@ TABLE: dict[str, dict[str, set[str]]] = {
     },
     "jaxllm.tokenization": {
         **{name: set() for name in ("tokenizer", "special_tokens")},
-        "chat": {"special_tokens", "gguf_companions"},
+        "chat_template": {"special_tokens"},
+        "chat": {"chat_template", "gguf_companions", "tokenizer"},
         "file_tokenizer": {"tokenizer", "special_tokens"},
         "converted": {"tokenizer", "special_tokens", "file_tokenizer"},
         "gguf_companions": {"special_tokens"},
@@ -194,7 +195,7 @@ TABLE: dict[str, dict[str, set[str]]] = {
         "monitoring": {"config", "optimizers", "restarts", "speed"},
         "cost": {"config", "data", "speed"},
         "planning": {"config", "cost", "data", "mesh", "setup", "speed", "step"},
-        "step": {"config", "objective", "optimizers"},
+        "step": {"config", "data", "objective", "optimizers"},
         "checkpoint": {"config", "step"},
         "restarts": {"config"},
         "setup": {"checkpoint", "config", "data", "mesh", "optimizers", "step"},

@@ -18,6 +18,7 @@ from jaxllm.untrusted.regular_files import read_bytes
 from jaxllm.untrusted.yaml_documents import MAX_BYTES, DocumentError, parse_yaml
 
 from .data import Data, DataConfig, find_data_class
+from .data.mixture import find_problems
 from .loss import LossConfig
 from .mesh import MeshConfig
 from .optimizers.adamw import OptimizerConfig
@@ -177,6 +178,9 @@ def _validate(
     """
     from pydantic import ValidationError
 
+    if wrong := find_problems(data.get("data")):
+        place = find_origin(("data", "mixture"))
+        raise ConfigError("\n".join(f"{place}: {problem}" for problem in wrong))
     try:
         return _type_adapter().validate_python(data)
     except ValidationError as error:

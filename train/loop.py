@@ -1,12 +1,14 @@
 """Training loop: optimizer steps, with periodic logging, evaluation and checkpoints."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack, nullcontext, suppress
 from functools import partial
+from types import MappingProxyType
 from typing import NamedTuple
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 
 from jaxllm.distributed.agreement import check_agreement
@@ -18,6 +20,7 @@ from jaxllm.sharding import unsharded_dims
 
 from .checkpoint import Checkpoints, open_checkpoints
 from .config import ConfigError, TrainConfig, to_dict
+from .data import MixtureConfig
 from .data.batches import Batches
 from .data.placement import on_mesh
 from .data.tasks import TaskConfig
@@ -34,6 +37,13 @@ from .speed.stopwatch import Rate
 from .step import Steps, TrainState
 
 log = logging.getLogger("jaxllm")
+
+
+class HeldOut(NamedTuple):
+    """The mean loss over the held-out targets; None without any."""
+
+    loss: float | None = None
+    by_source: Mapping[str, float] = MappingProxyType({})  # of each source of a mixture
 
 
 class TrainResult(NamedTuple):
@@ -142,12 +152,12 @@ def _train_steps(
 ) -> TrainResult:
     """Takes the steps that are left, or those until the run is asked to stop."""
     model, batches, steps, state = run
-    step, stopped, held_out_loss = int(state.step), False, None
+    step, stopped, held_out = int(state.step), False, HeldOut()
     first = step
     if step in (0, config.steps):
-        held_out_loss = _evaluate(steps, state, batches, mesh, config)
+        held_out = _evaluate(steps, state, batches, mesh, config)
     if step == 0:
-        logger.held_out(0, held_out_loss)
+        logger.held_out(0, *held_out)
     data = batches.train(step)
     try:
         while step < config.steps and not stopped:
@@ -162,8 +172,8 @@ def _train_steps(
             stopped, is_last = should_stop(step), step == config.steps
             if step % config.eval_every == 0 or is_last:
                 with logger.paused("evaluation"):
-                    held_out_loss = _evaluate(steps, state, batches, mesh, config)
-                logger.held_out(step, held_out_loss)
+                    held_out = _evaluate(steps, state, batches, mesh, config)
+                logger.held_out(step, *held_out)
             if step % config.save_every == 0 or is_last or stopped:
                 with logger.paused("checkpoint"):
                     logger.copy()  # what a checkpoint continues is kept with it
@@ -174,18 +184,24 @@ def _train_steps(
             checkpoints.wait()
         raise interruption(config, step) from None
     bind, _ = split(model)
-    return TrainResult(bind(state.params), held_out_loss, get_objective(model).unit, step)
+    return TrainResult(bind(state.params), held_out.loss, get_objective(model).unit, step)
 
 
 def _evaluate(
     steps: Steps, state: TrainState, batches: Batches, mesh: Mesh, config: TrainConfig
-) -> float | None:
-    """Returns the mean loss over the held-out targets, or None if there are none."""
-    total = targets = 0.0
+) -> HeldOut:
+    """Returns the mean loss over the held-out targets, and over those of each source."""
+    total = targets = np.zeros((), np.float64)
     for batch in batches.held_out(config.eval_batches):
         loss, number = steps.evaluate(state.params, on_mesh(batch, mesh, config.batch_size))
-        total, targets = total + float(loss), targets + float(number)
-    return total / targets if targets else None
+        total, targets = total + np.asarray(loss), targets + np.asarray(number)
+    if not targets.sum():
+        return HeldOut()
+    by_source = {}
+    if isinstance(config.data, MixtureConfig):
+        losses = zip(config.data.mixture, total, targets, strict=True)
+        by_source = {name: float(loss / number) for name, loss, number in losses if number}
+    return HeldOut(float(total.sum() / targets.sum()), by_source)
 
 
 def _announce(config: TrainConfig, model: Model, mesh: Mesh, batches: Batches, start: int) -> None:

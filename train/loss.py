@@ -38,6 +38,23 @@ def chunked_cross_entropy(
 ) -> Array:
     """Returns the negative log-likelihood in nats, summed over the targets that count.
 
+    See `grouped_cross_entropy`, without groups.
+    """
+    groups_BT = jnp.zeros(targets_BT.shape, jnp.int32)
+    return grouped_cross_entropy(head, x_BTD, targets_BT, mask_BT, options, groups_BT, 1)[0]
+
+
+def grouped_cross_entropy(
+    head: Head,
+    x_BTD: Array,
+    targets_BT: Array,
+    mask_BT: Array,
+    options: LossConfig,
+    groups_BT: Array,
+    num_groups: int,
+) -> tuple[Array, Array]:
+    """Returns the negative log-likelihood in nats, summed over the targets that count.
+
     On a mesh, every device works through its own tokens. It gathers the head once, in the dtype of
     the hidden states, and adds the head's gradient up in float32 over its chunks; devices sum that
     once. The gradients are computed together with the loss (Hsu et al., 2024), so that no logits
@@ -49,24 +66,36 @@ def chunked_cross_entropy(
         targets_BT: token ids to predict.
         mask_BT: which targets count.
         options: see `LossConfig`.
+        groups_BT: the group of each target.
+        num_groups: G.
+
+    Returns:
+        The sum, and the sum of each group, G, which has no gradient.
     """
-    chex.assert_equal_shape_prefix([x_BTD, targets_BT, mask_BT], 2)
-    return _cross_entropy(options, head, x_BTD, targets_BT, mask_BT.astype(jnp.float32))
+    chex.assert_equal_shape_prefix([x_BTD, targets_BT, mask_BT, groups_BT], 2)
+    mask_BT = mask_BT.astype(jnp.float32)
+    options_G = options, num_groups
+    loss, loss_G = _cross_entropy(options_G, head, x_BTD, targets_BT, mask_BT, groups_BT)
+    return loss, lax.stop_gradient(loss_G)
+
+
+Options = tuple[LossConfig, int]  # and the number of groups
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _cross_entropy(options: LossConfig, head: Head, *tokens: Array) -> Array:
-    return _on_devices(options, head, *tokens, with_gradient=False)[0]
+def _cross_entropy(options: Options, head: Head, *tokens: Array) -> tuple[Array, Array]:
+    loss_G, *_ = _on_devices(options, head, *tokens, with_gradient=False)
+    return loss_G.sum(), loss_G
 
 
-def _forward(options: LossConfig, head: Head, *tokens: Array) -> tuple[Array, tuple]:
-    loss, dhead, dx_BTD = _on_devices(options, head, *tokens, with_gradient=True)
-    return loss, (dhead, dx_BTD)
+def _forward(options: Options, head: Head, *tokens: Array) -> tuple[tuple[Array, Array], tuple]:
+    loss_G, dhead, dx_BTD = _on_devices(options, head, *tokens, with_gradient=True)
+    return (loss_G.sum(), loss_G), (dhead, dx_BTD)
 
 
-def _backward(_: LossConfig, saved: tuple[Head, Array], dloss: Array) -> tuple:
-    dhead, dx_BTD = jax.tree.map(lambda x: (x * dloss).astype(x.dtype), saved)
-    return dhead, dx_BTD, None, None
+def _backward(_: Options, saved: tuple[Head, Array], dlosses: tuple[Array, Array]) -> tuple:
+    dhead, dx_BTD = jax.tree.map(lambda x: (x * dlosses[0]).astype(x.dtype), saved)
+    return dhead, dx_BTD, None, None, None
 
 
 _cross_entropy.defvjp(_forward, _backward)
@@ -81,9 +110,9 @@ class Layout(NamedTuple):
 
 
 def _on_devices(
-    options: LossConfig, head: Head, *tokens: Array, with_gradient: bool
+    options: Options, head: Head, *tokens: Array, with_gradient: bool
 ) -> tuple[Array, Any, Any]:
-    """Returns the loss and, if wanted, its gradients by the head and by the hidden states."""
+    """Returns the loss of each group and, if wanted, the gradients by head and hidden states."""
     run = functools.partial(_on_device, options, with_gradient)
     mesh = multi_device_mesh()
     if mesh is None:
@@ -96,7 +125,7 @@ def _on_devices(
     head_specs = jax.tree.unflatten(
         jax.tree.structure(head), [kernel] if head.bias_V is None else [kernel, bias_V]
     )
-    specs = (head_specs, PartitionSpec(*rows, *(None,) * (x_BTD.ndim - 2)), rows, rows)
+    specs = (head_specs, PartitionSpec(*rows, *(None,) * (x_BTD.ndim - 2)), rows, rows, rows)
     gradient_specs = (head_specs, specs[1]) if with_gradient else (None, None)
     return jax.shard_map(
         functools.partial(run, layout),
@@ -107,51 +136,52 @@ def _on_devices(
 
 
 def _on_device(
-    options: LossConfig,
+    options: Options,
     with_gradient: bool,
     layout: Layout,
     head: Head,
     x_BTD: Array,
     targets_BT: Array,
     mask_BT: Array,
+    groups_BT: Array,
 ) -> tuple[Array, Any, Any]:
     """Does what `_on_devices` does, on one device with its part of the head and of the tokens."""
-    S, D = targets_BT.size, x_BTD.shape[-1]
-    num_chunks = -(-S // options.chunk_tokens)
+    (config, num_groups), S, D = options, targets_BT.size, x_BTD.shape[-1]
+    num_chunks = -(-S // config.chunk_tokens)
     size = -(-S // num_chunks)
     cut = lambda x: _cut(x.reshape(S, *x.shape[2:]), num_chunks, size)  # noqa: E731
-    chunks = cut(x_BTD), cut(targets_BT), cut(mask_BT)
+    chunks = cut(x_BTD), cut(targets_BT), cut(mask_BT), cut(groups_BT)
     kernel = _gather(head.kernel.astype(x_BTD.dtype), head.dims.index("D"), layout.D)
     equation = f"SD,{head.dims}->SV"
 
-    def step(sums: tuple, chunk: tuple[Array, Array, Array]) -> tuple[tuple, Any]:
-        x_SD, targets_S, mask_S = chunk
+    def step(sums: tuple, chunk: tuple[Array, ...]) -> tuple[tuple, Any]:
+        x_SD, targets_S, mask_S, groups_S = chunk
         product = jnp.einsum(equation, x_SD, kernel, preferred_element_type=jnp.float32)
         logits_SV, transposed = jax.vjp(head.transform, product, head.bias_V)
-        nll_S, dlogits_SV = token_losses(logits_SV, targets_S, options.z_loss, layout.V)
-        loss = jnp.sum(nll_S * mask_S)
+        nll_S, dlogits_SV = token_losses(logits_SV, targets_S, config.z_loss, layout.V)
+        loss_G = _by_group(nll_S * mask_S, groups_S, num_groups)
         if not with_gradient:
-            return (sums[0] + loss,), None
+            return (sums[0] + loss_G,), None
         dproduct_SV, dbias_V = transposed(dlogits_SV * mask_S[:, None])
         dproduct_SV = dproduct_SV.astype(x_SD.dtype)
         dhead = kernel_gradient(equation, x_SD, dproduct_SV), dbias_V
         dx_SD = input_gradient(equation, dproduct_SV, kernel)
         dx_SD = dx_SD if layout.V else dx_SD.astype(x_SD.dtype)  # otherwise not summed yet
-        return jax.tree.map(jnp.add, sums, (loss, *dhead)), dx_SD
+        return jax.tree.map(jnp.add, sums, (loss_G, *dhead)), dx_SD
 
-    zero = jnp.zeros((), jnp.float32)
+    zero_G = jnp.zeros(num_groups, jnp.float32)
     if not with_gradient:
-        (loss,), _ = lax.scan(step, (zero,), chunks)
-        return _sum(loss, layout.tokens), None, None
+        (loss_G,), _ = lax.scan(step, (zero_G,), chunks)
+        return _sum(loss_G, layout.tokens), None, None
     bias_V = None if head.bias_V is None else jnp.zeros_like(head.bias_V, jnp.float32)
-    sums = zero, jnp.zeros_like(kernel, jnp.float32), bias_V
-    (loss, dkernel, dbias_V), dx = lax.scan(step, sums, chunks)
+    sums = zero_G, jnp.zeros_like(kernel, jnp.float32), bias_V
+    (loss_G, dkernel, dbias_V), dx = lax.scan(step, sums, chunks)
     dx_BTD = _sum(dx, layout.V).reshape(-1, D)[:S].reshape(x_BTD.shape).astype(x_BTD.dtype)
     dkernel = _scatter_sum(dkernel, head, layout)
     dbias_V = None if dbias_V is None else _sum(dbias_V, layout.tokens)
     dhead = dataclasses.replace(head, kernel=dkernel, bias_V=dbias_V)
     dhead = jax.tree.map(lambda dx, x: dx.astype(x.dtype), dhead, head)
-    return _sum(loss, layout.tokens), dhead, dx_BTD
+    return _sum(loss_G, layout.tokens), dhead, dx_BTD
 
 
 def token_losses(
@@ -171,6 +201,14 @@ def token_losses(
         loss_S += z_loss * log_total_S**2
         probs_SV *= 1 + 2 * z_loss * log_total_S[:, None]
     return loss_S, probs_SV - is_target_SV
+
+
+def _by_group(loss_S: Array, groups_S: Array, num_groups: int) -> Array:
+    """Sums losses by group; without a scatter, which accelerators take one by one."""
+    if num_groups == 1:
+        return jnp.sum(loss_S)[None]
+    is_own_SG = groups_S[:, None] == jnp.arange(num_groups)
+    return jnp.sum(jnp.where(is_own_SG, loss_S[:, None], 0), axis=0)
 
 
 def _sum(x: Array, axes: tuple[str, ...]) -> Array:

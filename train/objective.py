@@ -10,25 +10,32 @@ from jaxllm.layers.context import Context
 from jaxllm.layers.experts.balance import Balance
 from jaxllm.models import Decoder, EncoderDecoder, Model, SequenceModel, SequenceToSequence
 
-from .loss import LossConfig, chunked_cross_entropy, squared_error
+from .loss import LossConfig, chunked_cross_entropy, grouped_cross_entropy, squared_error
 
 Batch = dict[str, Array]  # one row per example; `mask` says which targets count
+
+
+class Loss(NamedTuple):
+    """A loss, summed over the targets that count."""
+
+    total: Array
+    balance: Balance  # of experts
+    by_source_S: Array | None = None  # of each source of a mixture, without a gradient
 
 
 class Objective(NamedTuple):
     """A loss function and the unit of its result.
 
-    The loss takes the model, a batch, the options of the cross-entropy and a key for dropout. It
-    returns the loss summed over the targets that count, and the balance of experts.
+    The loss takes the model, a batch, the options of the cross-entropy and a key for dropout.
     """
 
-    loss: Callable[..., tuple[Array, Balance]]
+    loss: Callable[..., Loss]
     unit: str  # of the loss per target
 
 
 def next_token_loss(
     model: Decoder, batch: Batch, options: LossConfig, dropout_key: Array | None = None
-) -> tuple[Array, Balance]:
+) -> Loss:
     """Cross-entropy of each next token, given the tokens before it and the row's image, if any.
 
     Args:
@@ -36,12 +43,10 @@ def next_token_loss(
         batch: `tokens` (B, T+1), all but the last as inputs and all but the first as targets;
             `mask` (B, T); optionally `segment_ids` and `positions` (B, T) of packed documents,
             which see only themselves; optionally `images` (batch, channels, height, width), one
-            per row, whose embeddings replace the image tokens.
+            per row, whose embeddings replace the image tokens; optionally `sources` (B, S), which
+            source of a mixture each row is from.
         options: see `LossConfig`.
         dropout_key: None disables dropout.
-
-    Returns:
-        The summed loss and the balance of experts.
     """
     tokens = batch["tokens"]
     inputs, image = tokens[:, :-1], None
@@ -50,13 +55,17 @@ def next_token_loss(
     segments, positions = batch.get("segment_ids"), batch.get("positions")
     context = Context(segments, positions, dropout_key=dropout_key)
     x_BTD, _, balance = model.hidden(inputs, context, image_embedding=image)
-    total = chunked_cross_entropy(model.head(), x_BTD, tokens[:, 1:], batch["mask"], options)
-    return total, balance
+    given = model.head(), x_BTD, tokens[:, 1:], batch["mask"], options
+    if (sources := batch.get("sources")) is None:
+        return Loss(chunked_cross_entropy(*given), balance)
+    groups_BT = jnp.broadcast_to(jnp.argmax(sources, axis=1)[:, None], batch["mask"].shape)
+    total, by_source_S = grouped_cross_entropy(*given, groups_BT, sources.shape[1])
+    return Loss(total, balance, by_source_S)
 
 
 def next_target_token_loss(
     model: EncoderDecoder, batch: Batch, options: LossConfig, dropout_key: Array | None = None
-) -> tuple[Array, Balance]:
+) -> Loss:
     """Cross-entropy of each target token, given the source and the target tokens before it.
 
     Args:
@@ -65,9 +74,6 @@ def next_target_token_loss(
             (B, T+1), the start token and then the target; `mask` (B, T).
         options: see `LossConfig`.
         dropout_key: None disables dropout.
-
-    Returns:
-        The summed loss and the balance of experts.
     """
     tokens = batch["tokens"]
     x_BTD, balance = model.hidden(
@@ -78,12 +84,12 @@ def next_target_token_loss(
     )
     head = model.decoder.head()
     total = chunked_cross_entropy(head, x_BTD, tokens[:, 1:], batch["mask"], options)
-    return total, balance
+    return Loss(total, balance)
 
 
 def vector_loss(
     model: SequenceModel, batch: Batch, options: LossConfig, dropout_key: Array | None = None
-) -> tuple[Array, Balance]:
+) -> Loss:
     """Squared error of the output vector at each position, or of each sequence if pooled.
 
     Args:
@@ -92,17 +98,14 @@ def vector_loss(
             `targets` (B, O) and `mask` (B,).
         options: unused.
         dropout_key: None disables dropout.
-
-    Returns:
-        The summed loss and the balance of experts.
     """
     x_BTD, _, balance = model.hidden(batch["inputs"], Context(dropout_key=dropout_key))
-    return squared_error(model.outputs(x_BTD), batch["targets"], batch["mask"]), balance
+    return Loss(squared_error(model.outputs(x_BTD), batch["targets"], batch["mask"]), balance)
 
 
 def next_target_vector_loss(
     model: SequenceToSequence, batch: Batch, options: LossConfig, dropout_key: Array | None = None
-) -> tuple[Array, Balance]:
+) -> Loss:
     """Squared error of each target vector, given the source and the target vectors before it.
 
     The decoder's inputs are the targets shifted by one position, starting with a zero vector.
@@ -112,14 +115,11 @@ def next_target_vector_loss(
         batch: `inputs` (B, S, I), `targets` (B, T, O) and `mask` (B, T).
         options: unused.
         dropout_key: None disables dropout.
-
-    Returns:
-        The summed loss and the balance of experts.
     """
     shifted_BTO = jnp.pad(batch["targets"][:, :-1], ((0, 0), (1, 0), (0, 0)))
     x_BTD, balance = model.hidden(batch["inputs"], shifted_BTO, dropout_key=dropout_key)
     outputs_BTO = model.decoder.unembed(x_BTD)
-    return squared_error(outputs_BTO, batch["targets"], batch["mask"]), balance
+    return Loss(squared_error(outputs_BTO, batch["targets"], batch["mask"]), balance)
 
 
 def get_objective(model: Model) -> Objective:

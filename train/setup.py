@@ -36,10 +36,8 @@ from jaxllm.tokenization.finding import BYTES
 
 from .checkpoint import load_state
 from .config import ConfigError, TrainConfig, find_changes, from_stored, load_stored
-from .data import Data
+from .data import Data, Tokenized
 from .data.batches import Batches, check_batch_size
-from .data.documents import DataConfig
-from .data.pairs import PairsConfig
 from .data.placement import own_rows
 from .mesh import make_mesh
 from .optimizers.schedule import describe_extension, make_schedule
@@ -102,7 +100,7 @@ def with_tokenizer(config: TrainConfig, model: Model) -> Data:
         UserError: the model came with none, and its vocabulary is not that of bytes.
     """
     data = config.data
-    if not isinstance(data, DataConfig | PairsConfig):
+    if not isinstance(data, Tokenized):
         return data
     if data.tokenizer is not None or config.init_from is None:
         return _with_kept_tokenizer(data, config, model)
@@ -110,7 +108,7 @@ def with_tokenizer(config: TrainConfig, model: Model) -> Data:
     if (start / "config.yaml").is_file():
         earlier = load_stored(start / "config.yaml")
         own = with_tokenizer(earlier, model)
-        if isinstance(own, DataConfig | PairsConfig) and own.tokenizer is not None:
+        if isinstance(own, Tokenized) and own.tokenizer is not None:
             return dataclasses.replace(data, tokenizer=own.tokenizer, eos=data.eos or own.eos)
         if earlier.model is not None:
             return dataclasses.replace(data, tokenizer=BYTES)
@@ -122,9 +120,7 @@ def with_tokenizer(config: TrainConfig, model: Model) -> Data:
     return data
 
 
-def _with_kept_tokenizer(
-    data: DataConfig | PairsConfig, config: TrainConfig, model: Model
-) -> DataConfig | PairsConfig:
+def _with_kept_tokenizer(data: Tokenized, config: TrainConfig, model: Model) -> Tokenized:
     """Returns the data with the run's copy of a tokenizer: that of a new model, or of its weights.
 
     A run that was moved to another machine has that copy only.
@@ -183,7 +179,7 @@ def keep_origin(model: Model, run: Any, data: Data | None = None) -> None:
     Process 0 does, unless the run has them already. Of a new model, it is the tokenizer of `data`.
     """
     kept, named = run / KEPT, None
-    if isinstance(data, DataConfig | PairsConfig) and data.tokenizer != BYTES:
+    if isinstance(data, Tokenized) and data.tokenizer != BYTES:
         named = data.tokenizer
     is_none = model.origin is None and named is None
     if jax.process_index() > 0 or is_none or kept.is_dir():

@@ -15,10 +15,13 @@ from jaxllm.params import Params, map_parameters, parameter_shardings, split
 from jaxllm.sharding import constrain
 
 from .config import TrainConfig
-from .objective import Batch, get_objective
+from .data import Data, MixtureConfig
+from .objective import Batch, Loss, get_objective
 from .optimizers.adamw import make_optimizer, optimizer_shardings
 from .optimizers.group_norms import group_norms
 from .optimizers.schedule import make_schedule
+
+SHARE = "share/"  # metrics that begin so: the share of the targets that a source has in a batch
 
 
 class TrainState(NamedTuple):
@@ -34,7 +37,8 @@ class Steps(NamedTuple):
 
     init: Callable[[Params], TrainState]
     train: Callable[[TrainState, Batch], tuple[TrainState, dict[str, Array]]]
-    evaluate: Callable[[Params, Batch], tuple[Array, Array]]  # summed loss, number of targets
+    # The summed loss and the number of targets; of a mixture, those of each source.
+    evaluate: Callable[[Params, Batch], tuple[Array, Array]]
     abstract_state: TrainState  # shapes, dtypes and shardings, for restoring a checkpoint
 
 
@@ -57,16 +61,16 @@ def make_steps(config: TrainConfig, model: Model, mesh: Mesh) -> Steps:
         param_shardings, optimizer_shardings(optimizer, params, param_shardings, mesh), replicated
     )
 
-    def loss(params: Params, batch: Batch, key: Array | None) -> tuple[Array, Array | None]:
-        total, balance = objective.loss(bind(params), batch, config.loss, key)
-        return total + balance.aux_loss * jnp.sum(batch["mask"]), balance.fullest
+    def loss(params: Params, batch: Batch, key: Array | None) -> tuple[Array, tuple]:
+        total, balance, by_source_S = objective.loss(bind(params), batch, config.loss, key)
+        return total + balance.aux_loss * jnp.sum(batch["mask"]), (balance.fullest, by_source_S)
 
     def init(params: Params) -> TrainState:
         return TrainState(params, optimizer.init(params), jnp.zeros((), jnp.int32))
 
     def train(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
         key = jax.random.fold_in(jax.random.key(config.seed), state.step)
-        (total, fullest), grads = accumulate(
+        (total, (fullest, by_source_S)), grads = accumulate(
             jax.value_and_grad(loss, has_aux=True),
             *(state.params, batch, config.accumulate, key),
         )
@@ -80,12 +84,13 @@ def make_steps(config: TrainConfig, model: Model, mesh: Mesh) -> Steps:
             "learning_rate": schedule(state.step),
         }
         metrics |= {} if fullest is None else {"expert_load": fullest / config.accumulate}
+        metrics |= source_metrics(config.data, by_source_S, batch)
         params = optax.apply_updates(state.params, updates)
         return TrainState(params, moments, state.step + 1), metrics
 
     def evaluate(params: Params, batch: Batch) -> tuple[Array, Array]:
         plain = dataclasses.replace(config.loss, z_loss=0.0)
-        return objective.loss(bind(params), batch, plain, None)[0], jnp.sum(batch["mask"])
+        return sums_by_source(objective.loss(bind(params), batch, plain, None), batch)
 
     return Steps(
         jax.jit(init, donate_argnums=0, out_shardings=state_shardings),
@@ -97,6 +102,34 @@ def make_steps(config: TrainConfig, model: Model, mesh: Mesh) -> Steps:
             state_shardings,
         ),
     )
+
+
+def sums_by_source(loss: Loss, batch: Batch) -> tuple[Array, Array]:
+    """Returns the summed loss and the number of targets: of each source if there are several."""
+    if loss.by_source_S is None:
+        return loss.total, jnp.sum(batch["mask"])
+    return loss.by_source_S, targets_by_source(batch)
+
+
+def source_metrics(data: Data, by_source_S: Array | None, batch: Batch) -> dict[str, Array]:
+    """Returns the loss per target of each source of a mixture, and its share of the targets."""
+    if by_source_S is None:
+        return {}
+    assert isinstance(data, MixtureConfig), "only its rows name their source"
+    targets_S = targets_by_source(batch)
+    loss_S = by_source_S / jnp.maximum(targets_S, 1)
+    share_S = targets_S / jnp.maximum(targets_S.sum(), 1)
+    names = enumerate(data.mixture)
+    return {
+        metric: values[source]
+        for source, name in names
+        for metric, values in {f"loss/{name}": loss_S, f"{SHARE}{name}": share_S}.items()
+    }
+
+
+def targets_by_source(batch: Batch) -> Array:
+    """Counts the targets of each source of a mixture, S."""
+    return jnp.einsum("BS,B->S", batch["sources"].astype(jnp.float32), batch["mask"].sum(1))
 
 
 def accumulate(

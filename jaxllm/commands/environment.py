@@ -51,7 +51,7 @@ def set_environment() -> None:
         # With XLA's default, collectives starve; see `train.mesh.use_virtual_devices`.
         os.environ.setdefault("NPROC", str(THREADS_PER_DEVICE * int(devices)))
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # texts are encoded one by one
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")  # unset, it warns when processes start
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     # Orbax logs the traceback of each error besides raising it.
     logging.getLogger("absl").setLevel(logging.CRITICAL)

@@ -2,20 +2,21 @@
 
 import functools
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from hashlib import blake2b
 from pathlib import Path
 from typing import SupportsInt
 
+import numpy as np
 import tokenizers
 from tokenizers import AddedToken, Encoding
 
 from jaxllm.errors import MissingFileError, UserError
 from jaxllm.untrusted.regular_files import is_named
-from jaxllm.untrusted.tokenizer_files import decode, encode, read_tokenizer
+from jaxllm.untrusted.tokenizer_files import decode, encode, encode_batch, read_tokenizer
 
 from .special_tokens import find_eos_ids, is_unicode, named_texts
-from .tokenizer import Tokenizer
+from .tokenizer import Tokenizer, utf8
 
 FILE = "tokenizer.json"
 VERSION = "2"  # of the way documents are encoded, for fingerprints
@@ -75,6 +76,38 @@ class FileTokenizer(Tokenizer):
 
     def encode_document(self, text: str, *, bos: bool | None = None) -> list[int]:
         """Encodes a text to train on, as the base class says."""
+        self._check_ends(bos)
+        return super().encode_document(text, bos=bos)
+
+    def encode_documents(self, texts: Sequence[str], *, bos: bool | None = None) -> list[list[int]]:
+        """Encodes several documents at once, on all cores."""
+        self._check_ends(bos)
+        before, after = self._around if bos is not False else ([], [])
+        if bos and self.bos_id is not None and before[:1] != [self.bos_id]:
+            before = [self.bos_id, *before]
+        if self.eos_id is not None and after[-1:] != [self.eos_id]:
+            after = [*after, self.eos_id]
+        for text in texts:
+            utf8(text)
+        self._backend.encode_special_tokens = True
+        special = np.array([*self._special])
+        found = []
+        for text, ids in zip(texts, encode_batch(self._backend, texts, self._place), strict=True):
+            if np.isin(ids, special).any():  # in the text, which is not trusted
+                found.append(self.encode_document(text, bos=bos))
+            else:
+                found.append([*before, *ids, *after])
+        return found
+
+    def encode_chat_offsets(self, text: str) -> tuple[list[int], np.ndarray]:
+        """Encodes what a chat template made, with the characters of each token."""
+        utf8(text)
+        self._backend.encode_special_tokens = False
+        encoding = encode(self._backend, text, self._place, special=False)
+        return encoding.ids, np.array(encoding.offsets, np.int64).reshape(-1, 2)
+
+    def _check_ends(self, bos: bool | None) -> None:
+        """Raises UserError if a token that documents begin or end with is not known."""
         if self.eos_id is None:
             raise UserError(
                 f"{self._place}: no eos_token is named in its folder; set eos_token in "
@@ -85,7 +118,15 @@ class FileTokenizer(Tokenizer):
                 f"{self._place}: data.bos is true, but no bos_token is named in its folder; set "
                 f"bos_token in tokenizer_config.json there; {self._listed}"
             )
-        return super().encode_document(text, bos=bos)
+
+    @functools.cached_property
+    def _around(self) -> tuple[list[int], list[int]]:
+        """The tokens that the post-processor adds before and after a text."""
+        text = "a"
+        inside = self._ids(text, with_special=False, trusted=False)
+        whole = self._ids(text, with_special=True, trusted=False)
+        first = next(at for at in range(len(whole)) if whole[at : at + len(inside)] == inside)
+        return whole[:first], whole[first + len(inside) :]
 
     def decode(self, ids: Iterable[SupportsInt]) -> str:
         """Decodes `ids` to text, including special tokens."""

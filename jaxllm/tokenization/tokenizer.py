@@ -4,6 +4,8 @@ import abc
 from collections.abc import Iterable, Sequence
 from typing import SupportsInt
 
+import numpy as np
+
 from jaxllm.config import Config, EncoderDecoderConfig
 from jaxllm.errors import UserError
 
@@ -70,6 +72,16 @@ class Tokenizer(abc.ABC):
         utf8(text)
         return self._ids(text, with_special=False, trusted=True)
 
+    def encode_chat_offsets(self, text: str) -> tuple[list[int], np.ndarray]:
+        """Returns the ids of `encode_chat`, and the characters of each, int (T, 2), half-open.
+
+        Raises UserError if the tokenizer does not tell.
+        """
+        raise UserError(
+            "this tokenizer, written in Python, does not tell which characters a token stands for; "
+            "save a tokenizer.json"
+        )
+
     def encode_source(self, text: str, *, trusted: bool = True) -> list[int]:
         """Encodes a text for an encoder to read, with the end token that it was trained with."""
         return self.encode_prompt(text, trusted=trusted)
@@ -94,6 +106,10 @@ class Tokenizer(abc.ABC):
             ids = [self.bos_id, *ids]
         return ids if ids[-1:] == [self.eos_id] else [*ids, self.eos_id]
 
+    def encode_documents(self, texts: Sequence[str], *, bos: bool | None = None) -> list[list[int]]:
+        """Encodes several documents, each as `encode_document` does, perhaps in parallel."""
+        return [self.encode_document(text, bos=bos) for text in texts]
+
     def encode_input(self, text: str, config: Config, *, trusted: bool = True) -> list[int]:
         """Encodes what a model of this config reads: a prompt, or the source of an encoder."""
         is_source = isinstance(config, EncoderDecoderConfig)
@@ -116,6 +132,17 @@ class ByteTokenizer(Tokenizer):
                 "remove it or set a tokenizer"
             )
         return list(text.encode())
+
+    def encode_chat(self, text: str) -> list[int]:
+        """Encodes what a chat template made, which may end turns with NUL."""
+        return list(utf8(text))
+
+    def encode_chat_offsets(self, text: str) -> tuple[list[int], np.ndarray]:
+        """Encodes a chat; each byte stands for the character that it is part of."""
+        ids = self.encode_chat(text)
+        sizes = [len(character.encode()) for character in text]
+        first = np.repeat(np.arange(len(text)), sizes)
+        return ids, np.stack([first, first + 1], axis=1)
 
     def encode_source(self, text: str, *, trusted: bool = True) -> list[int]:
         """Encodes a text for an encoder to read; it ends with NUL."""

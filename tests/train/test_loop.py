@@ -31,8 +31,8 @@ from jaxllm.params import named_parameters, with_arrays
 from jaxllm.train import ConfigError, TrainConfig, TrainResult, load_config, train
 from jaxllm.train.config import save_config
 from jaxllm.train.data.documents import DataConfig, load_corpus
+from jaxllm.train.data.streams.windows import Windows
 from jaxllm.train.data.tasks import TaskConfig
-from jaxllm.train.data.windows import Windows
 from jaxllm.train.loss import LossConfig
 from jaxllm.train.mesh import MeshConfig
 from jaxllm.train.monitoring.metrics import MetricLog, read_metrics, read_results

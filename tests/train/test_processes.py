@@ -9,6 +9,7 @@ from jaxllm.config import DecoderConfig, ExpertsConfig, LayerKind
 from jaxllm.train import TrainConfig
 from jaxllm.train.config import save_config
 from jaxllm.train.data.documents import DataConfig
+from jaxllm.train.data.mixture import MixtureConfig
 from jaxllm.train.mesh import MeshConfig
 from jaxllm.train.monitoring.metrics import read_results
 
@@ -24,11 +25,22 @@ EXPERTS = DecoderConfig(
 
 
 def run(
-    output: Path, mesh: MeshConfig, processes: int, model: DecoderConfig = DENSE, **variables: str
+    output: Path,
+    mesh: MeshConfig,
+    processes: int,
+    model: DecoderConfig = DENSE,
+    mixed: bool = False,
+    **variables: str,
 ) -> list[dict]:
     """Runs over eight devices and returns the metrics; only process 0 may print."""
     text = output.with_suffix(".txt")
     text.write_text("".join(f"{i} squared is {i * i}. " for i in range(900)))
+    data = DataConfig(text=(str(text),), held_out=0.3)
+    lines = [f'{{"text": "def f(x): return {i}"}}' for i in range(300)]
+    output.with_suffix(".jsonl").write_text("\n".join(lines))
+    code = (str(output.with_suffix(".jsonl")),)
+    other = DataConfig(text=code, held_out=0.3, packing="best_fit")
+    mixture = MixtureConfig(mixture={"text": data, "code": other}, weights={"text": 1, "code": 3})
     config = TrainConfig(
         output=str(output),
         steps=4,
@@ -36,7 +48,7 @@ def run(
         seq_len=32,
         save_every=4,
         eval_every=2,
-        data=DataConfig(text=(str(text),), held_out=0.3),
+        data=mixture if mixed else data,
         model=model,
         mesh=mesh,
         tensorboard=False,
@@ -83,6 +95,14 @@ def test_two_processes_train_experts_as_one_does(tmp_path):
     one = run(tmp_path / "one", mesh, 1, EXPERTS, **compiling)
     check_equal(run(tmp_path / "two", mesh, 2, EXPERTS, **compiling), one)
     assert "grad_norm/router" in one[1]
+
+
+@pytest.mark.campaign
+def test_two_processes_train_on_a_mixture_as_one_does(tmp_path):
+    one = run(tmp_path / "one", MeshConfig(fsdp=8), 1, mixed=True)
+    check_equal(run(tmp_path / "two", MeshConfig(fsdp=4, tensor=2), 2, mixed=True), one)
+    assert {"loss/code", "share/text"} <= one[1].keys()
+    assert "held_out_loss/code" in one[0]
 
 
 def check_equal(together: list[dict], alone: list[dict]) -> None:

@@ -3,14 +3,31 @@
 from collections.abc import Mapping
 from typing import Any
 
+from .chat import ChatConfig
 from .documents import DataConfig, load_corpus
+from .mixture import MixtureConfig
 from .pairs import PairsConfig
 from .tasks import TaskConfig
+from .tokens import TokensConfig
 from .vectors import VectorsConfig
 
-__all__ = ["Data", "DataConfig", "find_data_class", "load_corpus"]
+__all__ = [
+    "ChatConfig",
+    "Data",
+    "DataConfig",
+    "Documents",
+    "MixtureConfig",
+    "Tokenized",
+    "TokensConfig",
+    "find_data_class",
+    "load_corpus",
+]
 
-Data = DataConfig | PairsConfig | VectorsConfig | TaskConfig
+# Documents, which share rows as `packing` says.
+Documents = DataConfig | ChatConfig | TokensConfig | MixtureConfig
+# Data whose tokenizer is by default the one that the model came with.
+Tokenized = Documents | PairsConfig
+Data = Tokenized | VectorsConfig | TaskConfig
 
 
 def find_data_class(values: Mapping[str, Any]) -> type[Data]:
@@ -18,5 +35,12 @@ def find_data_class(values: Mapping[str, Any]) -> type[Data]:
 
     Every field of DataConfig is optional; each other class has a required field of its own.
     """
-    by_field = {"pairs": PairsConfig, "vectors": VectorsConfig, "task": TaskConfig}
+    by_field = {
+        "chat": ChatConfig,
+        "tokens": TokensConfig,
+        "mixture": MixtureConfig,
+        "pairs": PairsConfig,
+        "vectors": VectorsConfig,
+        "task": TaskConfig,
+    }
     return next((cls for field, cls in by_field.items() if field in values), DataConfig)

@@ -1,6 +1,6 @@
 """Batching: shuffled training batches and fixed held-out ones, determined by seed and step."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any, NamedTuple, Protocol
@@ -14,6 +14,7 @@ from jaxllm.errors import UserError
 # agreed between the data and `objective`.
 Batch = dict[str, np.ndarray]
 MOST_STEPS = 2**40
+PERIOD = 2**16  # places over which the sources of a mixture have their shares
 
 
 class Rows(Protocol):
@@ -21,9 +22,22 @@ class Rows(Protocol):
 
     def __len__(self) -> int: ...
 
+    @property
+    def num_tokens(self) -> int:
+        """Tokens or vectors of all rows, without padding."""
+        ...
+
     def take(self, rows: np.ndarray) -> Batch:
         """Returns the examples at these row numbers as a batch."""
         ...
+
+
+class Mixing(NamedTuple):
+    """The sources of a mixture, whose rows follow each other, and how often each has a turn."""
+
+    names: tuple[str, ...]
+    lengths: tuple[int, ...]  # rows of each
+    shares: tuple[float, ...]  # of the rows of batches, in any unit
 
 
 class Examples(NamedTuple):
@@ -32,6 +46,7 @@ class Examples(NamedTuple):
     train: Rows
     held_out: Rows
     fingerprint: Mapping[str, Any]  # plain data that depends on the content, not on its location
+    mixing: Mixing | None = None  # None: there is one source
 
 
 @dataclass(frozen=True)
@@ -42,6 +57,11 @@ class ArrayRows:
 
     def __len__(self) -> int:
         return len(self.arrays["mask"])
+
+    @property
+    def num_tokens(self) -> int:
+        """Targets of all rows."""
+        return int(self.arrays["mask"].sum())
 
     def take(self, rows: np.ndarray) -> Batch:
         """Returns the examples at these row numbers as a batch."""
@@ -95,12 +115,11 @@ class Batches:
 
         The state of the iterator is the number of the next step.
         """
-        shuffled = grain.MapDataset.range(self.examples_per_epoch).seed(self.seed).shuffle()
-        order = shuffled.repeat()  # a batch may span two epochs
+        row_at = make_order(self.examples, self.seed)
 
         def take(step: int) -> Batch:
             places = step * self.batch_size + self.rows
-            return self.examples.train.take(np.array([order[int(place)] for place in places]))
+            return self.examples.train.take(np.array([row_at(int(place)) for place in places]))
 
         batches = grain.MapDataset.range(MOST_STEPS).map(take)
         # No threads: slicing a batch from memory is faster than passing it between threads.
@@ -129,6 +148,49 @@ class Batches:
     def fingerprint(self) -> dict[str, Any]:
         """Returns all that determines the batches; independent of the number of processes."""
         return {**self.examples.fingerprint, "batch_size": self.batch_size, "seed": self.seed}
+
+
+def make_order(examples: Examples, seed: int) -> Callable[[int], int]:
+    """Returns the function from a place in the endless sequence of rows to the row's number.
+
+    Each takes the same time. Rows come again in another order when all were used; those of a
+    mixture by source, whose turns are spread evenly.
+    """
+    mixing = examples.mixing
+    if mixing is None:
+        return shuffled(len(examples.train), seed).__getitem__
+    source, turn = interleave(mixing.shares)
+    turns = np.bincount(source)
+    firsts = np.cumsum([0, *mixing.lengths])
+    seeds = np.random.SeedSequence(seed).generate_state(len(mixing.lengths))
+    orders = [
+        shuffled(length, int(each)) for length, each in zip(mixing.lengths, seeds, strict=True)
+    ]
+
+    def row_at(place: int) -> int:
+        period, within = divmod(place, len(source))
+        number = int(source[within])
+        return int(firsts[number]) + orders[number][period * int(turns[number]) + int(turn[within])]
+
+    return row_at
+
+
+def shuffled(length: int, seed: int) -> grain.MapDataset[int]:
+    """Returns the numbers below `length` in an order by the seed, again and again."""
+    return grain.MapDataset.range(length).seed(seed).shuffle().repeat()
+
+
+def interleave(shares: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
+    """Spreads turns of several sources evenly over a period of `PERIOD` or a few more places.
+
+    Returns:
+        Which source has each place, and how many turns it had before in the period.
+    """
+    counts = np.maximum(1, np.rint(np.array(shares) / sum(shares) * PERIOD)).astype(int)
+    source = np.repeat(np.arange(len(counts)), counts)
+    turn = np.concatenate([np.arange(count) for count in counts])
+    order = np.argsort((turn + 0.5) / counts[source], kind="stable")
+    return source[order], turn[order]
 
 
 def digest(array: np.ndarray) -> str:

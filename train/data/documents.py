@@ -1,25 +1,26 @@
 """Text data: documents tokenized into two streams and cut into windows of `seq_len` tokens."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from hashlib import blake2b
 from typing import ClassVar, Literal
-
-import numpy as np
 
 from jaxllm.errors import UserError
 from jaxllm.models import Decoder, Model
-from jaxllm.storage.paths import check_output
 from jaxllm.tokenization import Tokenizer, check_tokens, load_tokenizer
 
-from .batches import Examples, digest
+from .batches import Examples, Rows
+from .files import Policy, read_rows
+from .files.row import same
 from .held_out import check_split
-from .stream_cache import read_stream, write_stream
-from .text import split_documents, stdlib_documents, text_documents
-from .windows import TokenStream, Windows
+from .streams.building import Source, build_streams
+from .streams.packing import pack
+from .streams.sharded import content_digest
+from .streams.stream_writer import Encoded
+from .streams.windows import TokenStream, Windows
+from .text import cut_text, stdlib_rows, text_of
 
-# Whether the documents of a window are texts of their own, or one text.
-Packing = Literal["separate", "joined"]
+# How documents share rows, and whether they see each other.
+Packing = Literal["separate", "joined", "best_fit", "padded"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,19 +30,26 @@ class DataConfig:
     __pydantic_config__: ClassVar = {"extra": "forbid"}
     trains: ClassVar[type[Model]] = Decoder
 
-    text: tuple[str, ...] | None = None  # .txt, .jsonl files or globs; None: Python's stdlib source
-    text_key: str = "text"  # key of the text in each line of a .jsonl file
+    # Files, folders or globs: .txt, .jsonl (also .gz, .zst), .json, .parquet, .arrow, .array_record
+    # and folders that the package `datasets` saved. None: Python's stdlib source
+    text: tuple[str, ...] | None = None
+    text_key: str = "text"  # key or column of the text in each row
     # tokenizer.json, a folder with files of a tokenizer, or "bytes"; None: that of init_from, and
     # bytes for a new model
     tokenizer: str | None = None
     eos: str | None = None  # end-of-sequence token, if the tokenizer's folder does not name it
     bos: bool | None = None  # whether documents begin with bos_token; None: as the tokenizer says
-    # "separate": tokens see their own document only, and positions begin again with each document.
-    # "joined": a window is one text, whose documents see those before them.
+    # "separate": rows are cut from the stream of documents, whose tokens see their own only, at
+    # positions that begin again with each. "best_fit": the same, but documents that fit into a row
+    # are whole. "padded": a document in each row. "joined": a row is one text, whose documents see
+    # those before them.
     packing: Packing = "separate"
     held_out: float = 0.02  # fraction of the documents that is never trained on
     seed: int = 0  # for the order of the training windows
-    cache: str | None = None  # folder for token files, reused by later runs; None: no cache
+    # Folder for token files, reused by later runs and read where they are; None: tokens are in
+    # memory
+    cache: str | None = None
+    bad_rows: Policy = "stop"  # or "skip" those that cannot be used, and count them
 
     def __post_init__(self) -> None:
         check_split(self.held_out, self.seed)
@@ -74,16 +82,39 @@ class Corpus:
 
     def windows(self, seq_len: int) -> Examples:
         """Cuts both streams into examples of `seq_len` tokens."""
-        streams = {"train": self.train, "held_out": self.held_out}
-        fingerprint = {f"{name}_tokens": digest(each.tokens) for name, each in streams.items()}
-        is_separate = self.packing == "separate"
-        if is_separate:
-            fingerprint |= {f"{name}_starts": digest(each.starts) for name, each in streams.items()}
-        train, held_out = (
-            Windows(each.tokens, seq_len, each.starts if is_separate else None)
-            for each in streams.values()
-        )
-        return Examples(train, held_out, {**fingerprint, "seq_len": seq_len})
+        return make_examples(self.train, self.held_out, self.packing, seq_len)
+
+
+def make_examples(
+    train: TokenStream, held_out: TokenStream, packing: Packing, seq_len: int
+) -> Examples:
+    """Cuts or packs two streams into examples of `seq_len` tokens."""
+    streams = {"train": train, "held_out": held_out}
+    fingerprint = {f"{name}_tokens": content_digest(each.tokens) for name, each in streams.items()}
+    if packing != "joined":
+        fingerprint |= {
+            f"{name}_starts": content_digest(each.starts)
+            for name, each in streams.items()
+            if each.starts is not None
+        }
+    fingerprint |= {
+        f"{name}_targets": content_digest(each.is_target)
+        for name, each in streams.items()
+        if each.is_target is not None
+    }
+    if packing not in ("separate", "joined"):
+        fingerprint["packing"] = packing
+    rows = [make_rows(each, packing, seq_len) for each in streams.values()]
+    return Examples(rows[0], rows[1], {**fingerprint, "seq_len": seq_len})
+
+
+def make_rows(stream: TokenStream, packing: Packing, seq_len: int) -> Rows:
+    """Cuts or packs a stream into rows of `seq_len` tokens."""
+    if packing in ("best_fit", "padded"):
+        return pack(stream, seq_len, packing)
+    if packing == "joined":
+        return Windows(stream.tokens, seq_len, None, stream.is_target)
+    return Windows(stream.tokens, seq_len, stream.starts, stream.is_target, stream.ends_with)
 
 
 def load_corpus(cfg: DataConfig, tokenizer: Tokenizer | None = None) -> Corpus:
@@ -99,46 +130,37 @@ def load_corpus(cfg: DataConfig, tokenizer: Tokenizer | None = None) -> Corpus:
     """
     if tokenizer is None:
         tokenizer = load_tokenizer(cfg.tokenizer, eos=cfg.eos)
-    if cfg.text is None:
-        documents = stdlib_documents()
-    else:
-        documents = text_documents(cfg.text, key=cfg.text_key)
-    train, held_out = (
-        token_stream(texts, tokenizer, bos=cfg.bos, cache=cfg.cache)
-        for texts in split_documents(documents, cfg.held_out)
-    )
-    return Corpus(train, held_out, tokenizer, cfg.packing)
+    source = text_source(cfg.text, tokenizer, key=cfg.text_key, bos=cfg.bos)
+    streams = build_streams(source, cfg.held_out, cfg.cache, cfg.bad_rows)
+    return Corpus(streams.train, streams.held_out, tokenizer, cfg.packing)
 
 
-def token_stream(
-    documents: Sequence[str],
+def text_source(
+    patterns: Iterable[str] | None,
     tokenizer: Tokenizer,
     *,
+    key: str = "text",
     bos: bool | None = None,
-    cache: str | None = None,
-) -> TokenStream:
-    """Tokenizes documents into one array, in the smallest unsigned dtype that holds every id.
+) -> Source[str]:
+    """Returns the documents of files as token streams are made of.
 
     Args:
-        documents: texts; an end-of-sequence token follows each.
-        tokenizer: its fingerprint, `bos` and the texts determine the name of the cache file.
+        patterns: files, folders or globs; None for Python's standard library.
+        tokenizer: an end-of-sequence token follows each document.
+        key: the key or column of the text in each row.
         bos: whether documents begin with the beginning-of-sequence token; see `DataConfig`.
-        cache: a folder. Its file is memory-mapped if it is there and sound, and written otherwise.
     """
-    if cache is None:
-        return _tokenize(documents, tokenizer, bos)
-    digest = blake2b(f"{tokenizer.fingerprint} {bos}".encode(), digest_size=16)
-    for text in documents:
-        digest.update(b"%d " % len(text) + text.encode())
-    file = check_output(cache) / f"{digest.hexdigest()}.npy"
-    if (stream := read_stream(file)) is None:
-        stream = _tokenize(documents, tokenizer, bos)
-        write_stream(file, stream)
-    return stream
 
+    def encode(texts: Sequence[str]) -> list[Encoded]:
+        return [Encoded(ids) for ids in tokenizer.encode_documents(texts, bos=bos)]
 
-def _tokenize(documents: Sequence[str], tokenizer: Tokenizer, bos: bool | None) -> TokenStream:
-    dtype = np.min_scalar_type(tokenizer.vocab_size - 1)
-    texts = [np.array(tokenizer.encode_document(text, bos=bos), dtype) for text in documents]
-    ends = np.cumsum([len(text) for text in texts], dtype=np.int64)
-    return TokenStream(np.concatenate([np.empty(0, dtype), *texts]), np.insert(ends, 0, 0)[:-1])
+    files = None if patterns is None else tuple(patterns)
+    return Source(
+        stdlib_rows if files is None else lambda: read_rows(files, (key,)),
+        same if files is None else lambda record: text_of(record, key),
+        str.encode,
+        encode,
+        identity=f"{tokenizer.fingerprint} {bos}",
+        vocab_size=tokenizer.vocab_size,
+        cut=cut_text,
+    )

@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from hashlib import blake2b
 
+import numpy as np
+
 from jaxllm.config.checks import check_seed
 from jaxllm.errors import UserError
 
@@ -21,9 +23,18 @@ def split_held_out(contents: Sequence[bytes], held_out: float) -> list[bool]:
     same side. With two or more different examples and `held_out` > 0, at least one is held out
     and at least one is not.
     """
-    digests = [blake2b(content, digest_size=6).digest() for content in contents]
-    hashes = [int.from_bytes(digest) / 2**48 for digest in digests]
-    if held_out == 0 or len(set(hashes)) < 2:
-        return [False] * len(contents)
-    lowest, highest = min(hashes), max(hashes)
-    return [number == lowest or number < min(held_out, highest) for number in hashes]
+    hashes = np.array([content_hash(content) for content in contents], np.uint64)
+    return choose_held_out(hashes, held_out).tolist()
+
+
+def content_hash(content: bytes) -> int:
+    """Returns a number in [0, 2**48) that looks random and depends on the content alone."""
+    return int.from_bytes(blake2b(content, digest_size=6).digest())
+
+
+def choose_held_out(hashes: np.ndarray, held_out: float) -> np.ndarray:
+    """Returns which examples with these hashes are held out, bool; see `split_held_out`."""
+    numbers = hashes / 2**48
+    if held_out == 0 or not len(numbers) or numbers.min() == numbers.max():
+        return np.zeros(len(numbers), bool)
+    return (numbers == numbers.min()) | (numbers < min(held_out, numbers.max()))

@@ -67,6 +67,11 @@ class Drawn:
     def __len__(self) -> int:
         return self.count
 
+    @property
+    def num_tokens(self) -> int:
+        """Targets of all rows, which are alike."""
+        return self.count * int(self.take(np.arange(1))["mask"].sum())
+
     def take(self, rows: np.ndarray) -> Batch:
         """Generates the rows with these numbers."""
         seeds = ((self.seed, int(self.is_held), int(row)) for row in rows)

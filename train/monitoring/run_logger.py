@@ -1,10 +1,11 @@
 """Logging of a run: metrics file, progress line and loss plot, written by process 0."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from importlib.util import find_spec
 from time import monotonic
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -21,6 +22,7 @@ from .metrics import MEMORY, SPEED, MetricLog, read_metrics
 from .plot import plot_losses
 from .progress import Progress
 
+LOSS, SHARE = "loss/", "share/"  # metrics of a source of a mixture begin so; see `step`
 # Of a run on an object store, what its log continues.
 FETCHED = ("config.yaml", "metrics*.jsonl", "wandb_id")
 
@@ -99,11 +101,20 @@ class RunLogger:
             yield
         self._stopwatch.add(part, monotonic() - start)
 
-    def held_out(self, step: int, loss: float | None) -> None:
-        """Writes the held-out loss, after the metrics of its step; None is not written."""
+    def held_out(
+        self, step: int, loss: float | None, by_source: Mapping[str, float] = MappingProxyType({})
+    ) -> None:
+        """Writes the held-out loss, after the metrics of its step; None is not written.
+
+        Args:
+            step: steps taken.
+            loss: mean over the held-out targets.
+            by_source: the same for each source of a mixture.
+        """
         self.flush()
         if self._log is not None and loss is not None:
-            self._log.write(step, {"held_out_loss": loss})
+            sources = {f"held_out_loss/{name}": value for name, value in by_source.items()}
+            self._log.write(step, {"held_out_loss": loss, **sources})
             self._progress.held_out(step, loss)
 
     def copy(self) -> None:
@@ -118,7 +129,7 @@ class RunLogger:
         step, pending = self._pending
         self._pending = None
         values = jax.device_get([*pending.values()])  # all at once
-        metrics = dict(zip(pending, map(float, values), strict=True))
+        metrics = _without_absent(dict(zip(pending, map(float, values), strict=True)))
         self._stopwatch.step()
         if self._log is not None:
             self._log.write(step, metrics)
@@ -163,3 +174,13 @@ def _wants_tensorboard(config: TrainConfig) -> bool:
     if config.tensorboard is None:
         return find_spec("tensorboardX") is not None
     return config.tensorboard
+
+
+def _without_absent(metrics: dict[str, float]) -> dict[str, float]:
+    """Leaves out the loss of the sources of a mixture that have no target in this batch."""
+    absent = {
+        f"{LOSS}{name.removeprefix(SHARE)}"
+        for name, value in metrics.items()
+        if name.startswith(SHARE) and not value
+    }
+    return {name: value for name, value in metrics.items() if name not in absent}

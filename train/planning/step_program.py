@@ -12,7 +12,7 @@ from jax.sharding import AbstractDevice, AbstractMesh, AxisType
 from jaxllm.models import Decoder, EncoderDecoder, Model, SequenceModel, SequenceToSequence
 from jaxllm.sharding import MESH_AXES, named_sharding
 from jaxllm.train.config import ConfigError, TrainConfig
-from jaxllm.train.data.documents import DataConfig
+from jaxllm.train.data import Documents
 from jaxllm.train.data.tasks import TaskConfig
 from jaxllm.train.data.vectors import expected_shapes
 from jaxllm.train.setup import check_rows, model_to_train
@@ -97,7 +97,7 @@ def _rows(config: TrainConfig, model: Model) -> Rows:
     if isinstance(model, EncoderDecoder):
         return {**text, "source": ((T,), np.int32), "source_mask": ((T,), np.bool_)}
     assert isinstance(model, Decoder), "the only other model of tokens"
-    is_packed = isinstance(config.data, DataConfig) and config.data.packing == "separate"
+    is_packed = isinstance(config.data, Documents) and config.data.packing != "joined"
     packed: Rows = dict.fromkeys(("segment_ids", "positions"), ((T,), np.int32))
     return {**text, **packed} if is_packed else text
 

@@ -174,10 +174,12 @@ def _remove_probe(folder: Any, nonce: str, made: Sequence[Any]) -> None:
 
 def _data_files(config: "TrainConfig", problems: list[str]) -> dict[str, int]:
     """Returns the files that the data of a run name, and their sizes in bytes."""
-    from jaxllm.train.data.text import find_files
+    from jaxllm.train.data.files import find_files
 
     files: dict[str, int] = {}
-    for given in (getattr(config.data, name, None) for name in ("text", "pairs", "vectors")):
+    for given in (
+        getattr(config.data, name, None) for name in ("text", "chat", "pairs", "vectors")
+    ):
         for pattern in [given] if isinstance(given, str) else given or ():
             with _noting(problems):
                 files |= find_files([pattern])

@@ -2,13 +2,14 @@
 
 import json
 
+import numpy as np
 import pytest
 from tokenizer_kinds import save_tokenizer
 from transformers import AutoTokenizer
 
 from jaxllm.errors import UserError
-from jaxllm.tokenization import load_tokenizer
-from jaxllm.tokenization.chat import render_chat
+from jaxllm.tokenization import ByteTokenizer, load_tokenizer
+from jaxllm.tokenization.chat import Chat, render_chat
 
 TEMPLATE = (
     "{{ bos_token }}{% for m in messages %}\n"
@@ -67,3 +68,82 @@ def test_a_template_that_is_no_text_is_named(tmp_path):
     (tmp_path / "chat_template.jinja").write_bytes(b"\xff")
     with pytest.raises(UserError, match=r"chat_template\.jinja is not UTF-8"):
         render_chat(tmp_path, MESSAGES)
+
+
+MARKED = (
+    "{{ bos_token }}{% if tools %}<|im_start|>tools {{ tools | tojson }}<|im_end|>{% endif %}"
+    "{% for m in messages %}{{ '<|im_start|>' + m.role + '\\n' }}"
+    "{% if m.role == 'assistant' %}"
+    "{% generation %}{{ m.content }}{% if m.calls %}{{ m.calls | tojson }}{% endif %}<|im_end|>"
+    "{% endgeneration %}{% else %}{{ m.content }}<|im_end|>{% endif %}{{ '\\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
+PLAIN = MARKED.replace("{% generation %}", "").replace("{% endgeneration %}", "")
+TALK = [
+    {"role": "system", "content": "the hat"},
+    {"role": "user", "content": "Hello, world! <|im_end|> \N{SNOWMAN}"},
+    {"role": "assistant", "content": "the cat and <|im_start|>caf\u00e9"},
+    {"role": "user", "content": "the cat and caf\u00e9"},  # as the assistant said
+    {"role": "assistant", "content": "x 123", "calls": [{"name": "hat", "arguments": {"a": 1}}]},
+    {"role": "tool", "content": "hat"},
+    {"role": "assistant", "content": "\N{PILE OF POO} naive"},
+]
+TOOLS = [{"type": "function", "function": {"name": "hat", "parameters": {}}}]
+
+
+@pytest.mark.parametrize("kind", ["byte-level, begins", "unigram, ends", "pieces"])
+def test_the_assistants_tokens_are_those_of_transformers(kind, tmp_path):
+    folder = save_tokenizer(kind, tmp_path, chat_template=MARKED)
+    theirs = AutoTokenizer.from_pretrained(folder).apply_chat_template(
+        TALK, tools=TOOLS, return_dict=True, return_assistant_tokens_mask=True
+    )
+    tokenizer = load_tokenizer(folder)
+    with Chat.of(folder) as chat:
+        ours = chat.encode(TALK, tokenizer, tools=TOOLS)
+    assert ours.ids == theirs["input_ids"]
+    assert ours.is_written.tolist() == [bool(mask) for mask in theirs["assistant_masks"]]
+    assert 9 < ours.is_written.sum() < len(ours.ids) - 9
+
+
+def test_without_marks_the_turns_are_found_by_their_tokens(tmp_path):
+    folder = save_tokenizer("byte-level, begins", tmp_path, chat_template=PLAIN)
+    tokenizer = load_tokenizer(folder)
+    (tmp_path / "marked.jinja").write_text(MARKED)
+    with Chat.of(folder) as plain, Chat.of(folder, str(tmp_path / "marked.jinja")) as marked:
+        assert plain.template != marked.template
+        found, expected = (chat.encode(TALK, tokenizer, tools=TOOLS) for chat in (plain, marked))
+    assert found.ids == expected.ids
+    np.testing.assert_array_equal(found.is_written, expected.is_written)
+
+
+def test_a_template_that_shows_a_turn_otherwise_later_needs_marks(tmp_path):
+    template = PLAIN.replace("{{ m.content }}{% if", "{% if loop.last %}!{% endif %}{% if")
+    tokenizer = load_tokenizer(save_tokenizer("byte-level", tmp_path, chat_template=template))
+    with Chat.of(tmp_path) as chat, pytest.raises(UserError, match=r"message 3 otherwise .* marks"):
+        chat.encode(TALK, tokenizer)
+
+
+@pytest.mark.parametrize("name", ["chatml", "llama3", "plain"])
+def test_named_templates_mark_what_the_assistant_writes(name, tmp_path):
+    folder = save_tokenizer("byte-level", tmp_path)
+    tokenizer = load_tokenizer(folder)
+    with Chat.of(folder, name) as chat:
+        encoded = chat.encode(TALK, tokenizer)
+        prompt = chat.render(TALK[:2], answering=True)
+        assert chat.render(TALK).startswith(prompt)
+    written = tokenizer.decode(np.array(encoded.ids)[encoded.is_written])
+    assert written.startswith(TALK[2]["content"])
+    assert TALK[3]["content"] + "<" not in written
+    assert encoded.is_written[: len(tokenizer.encode_chat(prompt))].sum() == 0
+
+
+def test_bytes_have_named_templates_alone():
+    talk = [{"role": "user", "content": "\u00e9"}, {"role": "assistant", "content": "\u00e9!"}]
+    with Chat.of(None, "plain") as chat:
+        encoded = chat.encode(talk, ByteTokenizer())
+    written = ByteTokenizer().decode(np.array(encoded.ids)[encoded.is_written])
+    assert written == "\u00e9!\0"
+    with pytest.raises(UserError, match="bytes have no chat template"):
+        Chat.of(None)
+    with pytest.raises(UserError, match=r"'chatnl' is no chat template.*did you mean 'chatml'"):
+        Chat.of(None, "chatnl")

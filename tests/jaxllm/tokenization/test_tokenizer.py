@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from kinds import CONFIGS
-from tokenizer_kinds import save_tokenizer
+from tokenizer_kinds import KINDS, TEXTS, save_tokenizer
 
 from jaxllm.errors import UserError
 from jaxllm.tokenization import ByteTokenizer, load_tokenizer
@@ -59,6 +59,24 @@ def test_a_document_begins_as_the_post_processor_says_and_ends_once(kind, bos, a
     assert plain
     before, after = around
     assert tokenizer.encode_document("the cat", bos=bos) == [*before, *plain, *after]
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "bytes"])
+@pytest.mark.parametrize("bos", [None, True, False])
+def test_many_documents_are_encoded_as_each_alone(kind, bos, tmp_path):
+    if kind == "bytes":
+        tokenizer, bos = ByteTokenizer(), None
+    else:
+        tokenizer = load_tokenizer(save_tokenizer(kind, tmp_path))
+    texts = [*TEXTS, "", "a <s> b"]
+    alone = [tokenizer.encode_document(text, bos=bos) for text in texts]
+    assert tokenizer.encode_documents(texts, bos=bos) == alone
+
+
+def test_the_characters_of_bytes():
+    ids, offsets = ByteTokenizer().encode_chat_offsets("a\N{SNOWMAN}\0")
+    assert bytes(ids) == "a\N{SNOWMAN}\0".encode()
+    assert offsets.tolist() == [[0, 1], *[[1, 2]] * 3, [2, 3]]
 
 
 def test_a_beginning_that_no_file_names_is_left_out_too(tmp_path):

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from jaxllm.tokenization import ByteTokenizer
 from jaxllm.train.data.batches import Batches
 from jaxllm.train.data.documents import Corpus
-from jaxllm.train.data.windows import TokenStream
+from jaxllm.train.data.streams.windows import TokenStream
 
 
 def corpus(train: int = 103, held_out: int = 45) -> Corpus:

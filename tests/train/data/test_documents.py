@@ -1,4 +1,4 @@
-"""Text data: token streams, windows, the cache and the default corpus."""
+"""Text data: windows, the cache and the default corpus."""
 
 import itertools
 
@@ -6,9 +6,8 @@ import chex
 import numpy as np
 import pytest
 
-from jaxllm.tokenization import ByteTokenizer
 from jaxllm.train.data.batches import Batches
-from jaxllm.train.data.documents import Corpus, DataConfig, load_corpus, token_stream
+from jaxllm.train.data.documents import Corpus, DataConfig, load_corpus
 
 
 def batches_of(corpus: Corpus, *, seq_len: int, **options: int) -> Batches:
@@ -17,28 +16,6 @@ def batches_of(corpus: Corpus, *, seq_len: int, **options: int) -> Batches:
 
 def take(iterator, count: int) -> list[dict[str, np.ndarray]]:
     return list(itertools.islice(iterator, count))
-
-
-def test_a_stream_ends_every_document_and_has_the_smallest_dtype():
-    stream = token_stream(["ab", "", "c"], ByteTokenizer())
-    assert stream.tokens.tolist() == [97, 98, 0, 0, 99, 0]
-    assert stream.tokens.dtype == np.uint8
-    assert stream.starts.tolist() == [0, 3, 4]
-    empty = token_stream([], ByteTokenizer())
-    assert empty.tokens.size == empty.starts.size == 0
-
-
-def test_a_cached_stream_is_tokenized_once(tmp_path, monkeypatch):
-    first = token_stream(["ab", "c"], ByteTokenizer(), cache=str(tmp_path / "new"))
-    monkeypatch.setattr(ByteTokenizer, "encode_document", None)
-    again = token_stream(["ab", "c"], ByteTokenizer(), cache=str(tmp_path / "new"))
-    assert isinstance(again.tokens, np.memmap)
-    np.testing.assert_array_equal(first.tokens, again.tokens)
-    np.testing.assert_array_equal(first.starts, again.starts)
-    with pytest.raises(TypeError):  # another beginning, another stream
-        token_stream(["ab", "c"], ByteTokenizer(), bos=True, cache=str(tmp_path / "new"))
-    with pytest.raises(TypeError):  # other boundaries, another stream
-        token_stream(["abc"], ByteTokenizer(), cache=str(tmp_path / "new"))
 
 
 def test_a_cached_corpus_yields_the_same_batches(tmp_path):

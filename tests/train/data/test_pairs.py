@@ -94,7 +94,7 @@ def test_unsuitable_pairs_are_reported(tmp_path):
         with pytest.raises(ValueError, match=r"tokenizer has 256 tokens; .* is (99|20)"):
             config.load(build_abstract(dataclasses.replace(BYTES, **small)), 8)
     (tmp_path / "pairs.txt").write_text("a\tb")
-    with pytest.raises(ValueError, match=r"pairs are read from \.jsonl files, not '\.txt'"):
+    with pytest.raises(ValueError, match=r"pairs\.txt: .* a text under 'target'"):
         PairsConfig(pairs=(str(tmp_path / "*.txt"),)).load(model, 8)
     with pytest.raises(FileNotFoundError, match=r"no file matches 'nowhere\.jsonl'"):
         PairsConfig(pairs=("nowhere.jsonl",)).load(model, 8)

@@ -11,8 +11,8 @@ from tiny import TINY
 from jaxllm.models import build_abstract
 from jaxllm.train.config import ConfigError
 from jaxllm.train.data.documents import DataConfig
+from jaxllm.train.data.streams.windows import Windows
 from jaxllm.train.data.tasks import TaskConfig
-from jaxllm.train.data.windows import Windows
 from jaxllm.train.mesh import MeshConfig, SlicesConfig
 from jaxllm.train.planning.step_program import (
     abstract_batch,

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny import random_model, relative_l2
 
-from jaxllm.train.data.windows import Windows
+from jaxllm.train.data.streams.windows import Windows
 from jaxllm.train.loss import LossConfig
 from jaxllm.train.objective import next_token_loss
 
