@@ -24,7 +24,7 @@ from .options import (
 )
 
 if TYPE_CHECKING:
-    from jaxllm.generation import Sampling
+    from jaxllm.generation import Continuation, Sampling
     from jaxllm.interop.loading.generation_config import GenerationConfig
     from jaxllm.models import TokenModel
     from jaxllm.tokenization import Tokenizer
@@ -226,7 +226,7 @@ def _continue(
     model: "TokenModel",
     prompts: list[list[int]],
     settings: "GenerationConfig",
-) -> list[list[int]]:
+) -> "list[Continuation]":
     from jaxllm.generation import beam_search, generate
 
     limit = settings.max_new_tokens or NEW_TOKENS
