@@ -4,8 +4,9 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from .commands import checkpoints, convert, failures, generate, parity, runs
+from .commands import checkpoints, convert, failures, parity, runs
 from .commands.environment import open_streams, set_environment
+from .commands.generation import chat, generate
 from .commands.operations import doctor, watching
 from .commands.options import AddCommand
 from .commands.parser import CommandParser, Run, ShowVersions
@@ -69,6 +70,16 @@ def make_parser() -> CommandParser:
         return command
 
     add_command: AddCommand = add
-    for module in (walkthroughs, runs, generate, convert, checkpoints, parity, doctor, watching):
+    for module in (
+        walkthroughs,
+        runs,
+        generate,
+        chat,
+        convert,
+        checkpoints,
+        parity,
+        doctor,
+        watching,
+    ):
         module.add_commands(add_command)
     return parser

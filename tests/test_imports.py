@@ -74,6 +74,7 @@ TABLE: dict[str, dict[str, set[str]]] = {
         **{name: set() for name in ("tokenizer", "special_tokens")},
         "chat": {"special_tokens", "gguf_companions"},
         "file_tokenizer": {"tokenizer", "special_tokens"},
+        "text_stream": {"tokenizer"},
         "converted": {"tokenizer", "special_tokens", "file_tokenizer"},
         "gguf_companions": {"special_tokens"},
         "finding": {"tokenizer", "file_tokenizer", "converted", "gguf_companions"},
