@@ -75,6 +75,7 @@ TABLE: dict[str, dict[str, set[str]]] = {
         "chat_template": {"special_tokens"},
         "chat": {"chat_template", "gguf_companions", "tokenizer"},
         "file_tokenizer": {"tokenizer", "special_tokens"},
+        "text_stream": {"tokenizer"},
         "converted": {"tokenizer", "special_tokens", "file_tokenizer"},
         "gguf_companions": {"special_tokens"},
         "finding": {"tokenizer", "file_tokenizer", "converted", "gguf_companions"},

@@ -73,7 +73,7 @@ def test_the_reference_describes_the_fields_of_configs(site):
 
 def test_the_reference_joins_the_lines_of_what_is_returned(site):
     text = re.sub(r"<[^>]*>", "", (site / "api" / "generation.html").read_text())
-    assert "first end-of-sequence token. A\ntarget is returned" in text
+    assert "first end-of-sequence token.\nSeveral of a prompt are adjacent" in text
 
 
 def test_broken_links_are_errors(tmp_path):

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,21 +12,22 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from jaxllm.errors import UserError
-from jaxllm.models import Model, TokenModel, with_scanned_layers
+from jaxllm.models import Model, TokenModel
 from jaxllm.sharding import to_host
 
-from .decode import (
-    NO_RULES,
-    bucket_size,
-    check_prompts,
-    check_token_model,
-    cut_rows,
-    pad_prompts,
-)
+from .continuation import Continuation, check_finite
+from .decode import NO_RULES
 from .incremental import decode_step, prefill
-from .rules import TokenRules, Written
-from .sampling import check_repetition_penalty, penalize_repetition
+from .prompts import batch_size, bucket_size, check_prompts, check_token_model, pad_prompts
+from .rules import TokenRules
+from .sampling import Sampling
+from .scores.processors import EOS, Settings, process
+from .scores.settings import stack_settings
+from .weights import decoding_weights
 
+EarlyStopping = bool | Literal["never"]
+EARLY_STOPPING: tuple[EarlyStopping, ...] = (False, True, "never")
+AS_SOON_AS_FULL, NEVER_EARLY = 1, 2
 NEVER = -1e9  # the score of an impossible candidate, below that of any real one
 
 
@@ -37,59 +38,91 @@ def beam_search(
     *,
     num_beams: int,
     length_penalty: float = 1.0,
+    early_stopping: EarlyStopping = False,
+    num_return_sequences: int = 1,
     repetition_penalty: float = 1.0,
     rules: TokenRules = NO_RULES,
     eos_ids: Sequence[int] = (),
-) -> list[list[int]]:
+) -> list[Continuation]:
     """Continues each prompt by beam search, as `generate` of transformers does.
 
-    A continuation of n tokens scores its log-probability divided by `n ** length_penalty`. A row
-    ends when its best live beam, scored at its current length, is worse than its worst finished
-    one. Rows do not affect each other.
+    A continuation of n tokens scores its log-probability divided by `n ** length_penalty`.
 
     Args:
-        model: scanned layers are unstacked first.
+        model: the layers may be scanned or not.
         prompts: token ids, of any lengths.
         max_new_tokens: maximum number of tokens to return for a prompt.
         num_beams: number of continuations kept at each step; 1 is greedy decoding.
         length_penalty: values above 0 favor long continuations.
-        repetition_penalty: applied to the log-probabilities of tokens that are already in the
-            prompt or the beam; above 1 makes them less likely.
+        early_stopping: when a row ends. False: when its best live beam, scored at its current
+            length, is worse than its worst finished one; "never": if scored at the length that
+            is best for it; True: once there are `num_beams` finished ones.
+        num_return_sequences: number of continuations to return for each prompt.
+        repetition_penalty: above 1, tokens of the prompt and the beam become less likely.
         rules: tokens that are forced or suppressed.
         eos_ids: end-of-sequence tokens.
 
     Returns:
-        The best continuation of each prompt, up to and including its first end-of-sequence token.
+        The best continuations of each prompt, up to and including the first end-of-sequence token.
+        Several of a prompt are adjacent, the best one first.
 
     Raises:
-        UserError: `prompts` is no list of lists of token ids, no prompts, an empty one, an unknown
-            token, fewer than one new token or beam, a vocabulary too small for the candidates of a
-            step, a penalty that is not positive, too many positions, or a model without tokens.
-        NonFiniteError: logits are NaN, so that no token can be chosen.
+        UserError: an argument is not valid, or the model cannot generate so many tokens.
+        NonFiniteError: logits are NaN.
     """
     model = check_token_model(model)
     check_prompts(model, prompts, max_new_tokens)
-    check_repetition_penalty(repetition_penalty)
+    num_candidates = _check_beams(model, num_beams, num_return_sequences, early_stopping, eos_ids)
     rules.check(model.config.vocab_size)
-    num_candidates = _count_candidates(num_beams, len(set(eos_ids)), model.config.vocab_size)
-    tokens, lengths = pad_prompts(prompts)
-    graphdef, state = nnx.split(with_scanned_layers(model, False))
-    out = _search(
-        graphdef,
-        (num_beams, num_candidates, bucket_size(max_new_tokens)),
-        rules,
-        nnx.to_pure_dict(state),
-        tokens,
-        lengths,
-        SearchSettings(
-            limit=np.int32(max_new_tokens),
-            length_penalty=np.float32(length_penalty),
-            repetition_penalty=np.float32(repetition_penalty),
-            eos_ids=np.array(sorted(set(eos_ids)), np.int32),
-        ),
+    tokens, lengths = pad_prompts([*prompts, *[[0]] * (batch_size(len(prompts)) - len(prompts))])
+    B, V = len(lengths), model.config.vocab_size
+    settings = SearchSettings(
+        length_penalty=np.float32(length_penalty),
+        early_stopping=np.int32(EARLY_STOPPING.index(early_stopping)),
+        is_used_B=np.arange(B) < len(prompts),
+        rows=_same(B * num_beams, V, repetition_penalty, rules, max_new_tokens, eos_ids),
     )
-    tokens_BR, is_finite_B = map(to_host, out)
-    return cut_rows(tokens_BR[:, :max_new_tokens], is_finite_B, set(eos_ids))
+    sizes = num_beams, num_candidates, bucket_size(max_new_tokens)
+    graphdef, params = decoding_weights(model)
+    out = _search(graphdef, sizes, params, tokens, lengths, settings)
+    tokens_BWR, is_finite_B = (to_host(x)[: len(prompts)] for x in out)
+    check_finite(is_finite_B)
+    found_BWR = tokens_BWR[:, :num_return_sequences, :max_new_tokens]
+    return [_cut_at_end(row.tolist(), set(eos_ids)) for rows in found_BWR for row in rows]
+
+
+def _same(
+    rows: int, vocab_size: int, penalty: float, rules: TokenRules, limit: int, ends: Sequence[int]
+) -> Settings:
+    """Returns settings that are the same for all rows."""
+    samplings = [Sampling(repetition_penalty=penalty)] * rows
+    return stack_settings(
+        vocab_size, samplings, [rules] * rows, limits=[limit] * rows, eos_ids=ends
+    )
+
+
+def _cut_at_end(tokens: list[int], eos_ids: set[int]) -> Continuation:
+    """Returns the tokens up to and including the first end-of-sequence token."""
+    end = next((place + 1 for place, token in enumerate(tokens) if token in eos_ids), None)
+    return Continuation(tokens[:end], "length" if end is None else "eos")
+
+
+def _check_beams(
+    model: TokenModel,
+    num_beams: int,
+    num_return_sequences: int,
+    early_stopping: EarlyStopping,
+    eos_ids: Sequence[int],
+) -> int:
+    """Returns the number of candidates per step. Raises UserError for settings out of range."""
+    if early_stopping not in EARLY_STOPPING:
+        raise UserError(f'early_stopping={early_stopping!r} is none of False, True and "never"')
+    count = _count_candidates(num_beams, len(set(eos_ids)), model.config.vocab_size)
+    if not 1 <= num_return_sequences <= num_beams:
+        raise UserError(
+            f"num_return_sequences={num_return_sequences} is not from 1 to num_beams={num_beams}"
+        )
+    return count
 
 
 def _count_candidates(num_beams: int, num_eos: int, vocab_size: int) -> int:
@@ -106,12 +139,14 @@ def _count_candidates(num_beams: int, num_eos: int, vocab_size: int) -> int:
             "fewer beams"
         )
     count = max(2, 1 + num_eos) * num_beams
+    # More candidates change nothing, and few numbers of them need compiling.
+    rounded = min(1 << num_eos.bit_length(), vocab_size) * num_beams
     if count > num_beams * vocab_size:
         raise UserError(
             f"num_beams={num_beams} with {num_eos} eos_ids needs {count} candidates per step, more "
             f"than num_beams times vocab_size={vocab_size}"
         )
-    return count
+    return max(count, rounded)
 
 
 class Beams(NamedTuple):
@@ -139,29 +174,38 @@ class Beams(NamedTuple):
 
 
 class SearchSettings(NamedTuple):
-    """Scoring settings of a search, and its end-of-sequence tokens."""
+    """Settings of a search, and those of the processors for each beam."""
 
-    limit: ArrayLike  # most tokens of a continuation
     length_penalty: ArrayLike
-    repetition_penalty: ArrayLike
-    eos_ids: ArrayLike
+    early_stopping: ArrayLike  # the index in `EARLY_STOPPING`
+    is_used_B: ArrayLike  # False for rows that only fill up the batch
+    rows: Settings
+
+    @property
+    def limit(self) -> Array:
+        """The most tokens of a continuation."""
+        return jnp.asarray(self.rows.limit_B)[0]
 
     def normalize(self, score: Array, num_tokens: Array) -> Array:
         """Divides summed log-probabilities by `num_tokens ** length_penalty`."""
         return score / num_tokens**self.length_penalty
 
+    def best_length(self, num_tokens: Array) -> Array:
+        """Returns the length at which live beams of `num_tokens` are scored, to end the search."""
+        is_later = (self.early_stopping == NEVER_EARLY) & (jnp.asarray(self.length_penalty) > 0)
+        return jnp.where(is_later, self.limit.astype(jnp.float32), num_tokens)
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
 def _search(
     graphdef: nnx.GraphDef,
     sizes: tuple[int, int, int],
-    rules: TokenRules,
     params: dict,
     tokens_BT: Array,
     lengths_B: Array,
     settings: SearchSettings,
 ) -> tuple[Array, Array]:
-    """Returns the best continuation of each row, BR, and whether no logits were NaN, B.
+    """Returns the best continuations of each row, BWR, and whether no logits were NaN, B.
 
     `sizes` are the number of beams W, the number of candidates per step, and R, the tokens that
     each beam has room for.
@@ -179,32 +223,25 @@ def _search(
         return (i < settings.limit) & beams.can_improve_B.any()
 
     def step(carry: tuple) -> tuple:
-        i, beams, logits_BWV, seen_BV, cache = carry
+        i, beams, logits_BWV, cache = carry
         log_probs_BV = jax.nn.log_softmax(logits_BWV).reshape(B * W, -1)
-        log_probs_BV = penalize_repetition(log_probs_BV, seen_BV, settings.repetition_penalty)
-        written = Written(start.tokens_BT, start.lengths_B, beams.live_BWR.reshape(B * W, R), i)
-        log_probs_BV = rules(log_probs_BV, written, limit=settings.limit, eos_ids=settings.eos_ids)
+        text = start.text(beams.live_BWR.reshape(B * W, R), i)
+        log_probs_BV = process(log_probs_BV, text, settings.rows)
         # A candidate that no rule allows has the score of an impossible one, which is finite.
         log_probs_BWV = jnp.maximum(log_probs_BV, NEVER).reshape(B, W, -1)
         scores_BWV = log_probs_BWV + beams.live_score_BW[..., None]
         beams, parents_BW = _extend(beams, scores_BWV, i, settings, num_candidates)
         rows = (jnp.arange(B)[:, None] * W + parents_BW).reshape(-1)
-        seen_BV, cache = jax.tree.map(lambda x: x[rows], (seen_BV, cache))
-        new_BR = beams.live_BWR.reshape(-1, R)
-        seen_BV = seen_BV.at[jnp.arange(B * W), new_BR[:, i]].set(True)
-        x_BD, cache = decode_step(start, cache, new_BR, i)
-        return i + 1, beams, unembed(x_BD), seen_BV, cache
+        cache = jax.tree.map(lambda x: x[rows], cache)
+        text = start.text(beams.live_BWR.reshape(B * W, R), i + 1)
+        x_BD, cache = decode_step(start.model, cache, text)
+        return i + 1, beams, unembed(x_BD), cache
 
-    carry = (
-        jnp.int32(0),
-        Beams.init(B, W, R),
-        unembed(start.x_BD),
-        start.seen_tokens(),
-        start.cache,
-    )
+    beams = Beams.init(B, W, R)._replace(can_improve_B=jnp.asarray(settings.is_used_B))
+    carry = (jnp.int32(0), beams, unembed(start.x_BD), start.cache)
     beams = jax.lax.while_loop(is_running, step, carry)[1]
     is_nan_BW = jnp.isnan(beams.done_score_BW) | jnp.isnan(beams.live_score_BW)
-    return beams.done_BWR[:, 0], ~is_nan_BW.any(1)
+    return beams.done_BWR, ~is_nan_BW.any(1)
 
 
 def _extend(
@@ -219,18 +256,20 @@ def _extend(
     score_BK, flat_BK = jax.lax.top_k(scores_BWV.reshape(B, -1), num_candidates)
     parent_BK, token_BK = flat_BK // V, flat_BK % V
     candidate_BKR = _pick(beams.live_BWR, parent_BK).at[:, :, i].set(token_BK)
-    ends_BK = jnp.isin(token_BK, settings.eos_ids) | (i + 1 == settings.limit)
+    is_eos_V = settings.rows.among(EOS)[0]  # the same in all rows
+    ends_BK = is_eos_V[token_BK] | (i + 1 == settings.limit)
     live_score_BW, best_BW = jax.lax.top_k(score_BK + NEVER * ends_BK, W)
     # As in transformers, a candidate can finish only if it is among the best W.
     finishes_BK = ends_BK & (jnp.arange(num_candidates) < W) & beams.can_improve_B[:, None]
     done_score_BK = jnp.where(finishes_BK, settings.normalize(score_BK, i + 1.0), NEVER)
     beams = _finish(beams, candidate_BKR, done_score_BK, finishes_BK)
-    attainable_B = settings.normalize(live_score_BW[:, 0], i + 1.0)
+    attainable_B = settings.normalize(live_score_BW[:, 0], settings.best_length(i + 1.0))
+    is_full_B = beams.is_done_BW.all(1) & (settings.early_stopping == AS_SOON_AS_FULL)
     worst_BW = jnp.where(beams.is_done_BW, beams.done_score_BW.min(1, keepdims=True), NEVER)
     beams = beams._replace(
         live_BWR=_pick(candidate_BKR, best_BW),
         live_score_BW=live_score_BW,
-        can_improve_B=beams.can_improve_B & (attainable_B[:, None] > worst_BW).any(1),
+        can_improve_B=beams.can_improve_B & (attainable_B[:, None] > worst_BW).any(1) & ~is_full_B,
     )
     return beams, _pick(parent_BK, best_BW)
 

@@ -8,9 +8,14 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxllm.config import StackConfig
-from jaxllm.layers.attention.cache import Caches
+from jaxllm.layers.attention.cache import Caches, with_nothing_written
 from jaxllm.layers.context import Context
 from jaxllm.models import Decoder, EncoderDecoder, TokenModel
+
+from .scores.processors import Text
+
+# Longer prompts are read in chunks, whose activations are all that lives at once beside the cache.
+CHUNK = 2048
 
 
 class Prefilled(NamedTuple):
@@ -22,18 +27,17 @@ class Prefilled(NamedTuple):
     tokens_BT: Array  # the prompts, padded on the right; for an encoder-decoder, the start token
     lengths_B: Array  # tokens per row, without padding
 
-    def seen_tokens(self) -> Array:
-        """Returns a mask of the tokens that occur in each text, BV."""
-        B, T = self.tokens_BT.shape
-        V = self.model.config.vocab_size
-        is_token_BT = jnp.arange(T) < self.lengths_B[:, None]
-        tokens_BT = jnp.where(is_token_BT, self.tokens_BT, V)  # index V is dropped
-        return jnp.zeros((B, V), bool).at[jnp.arange(B)[:, None], tokens_BT].set(True)
-
     def repeat_rows(self, times: int) -> "Prefilled":
         """Returns a copy in which each row is repeated `times` times, in adjacent rows."""
         rows = (self.x_BD, self.cache, self.tokens_BT, self.lengths_B)
         return Prefilled(self.model, *jax.tree.map(lambda x: jnp.repeat(x, times, axis=0), rows))
+
+    def text(self, new_BR: Array, num_new: Array) -> Text:
+        """Returns the texts with new tokens, of which the first `num_new` count."""
+        B, R = new_BR.shape
+        places = jnp.arange(B)[:, None], self.lengths_B[:, None] + jnp.arange(R)
+        tokens_BS = jnp.pad(self.tokens_BT, ((0, 0), (0, R))).at[places].set(new_BR)
+        return Text(tokens_BS, self.lengths_B + num_new, self.lengths_B)
 
 
 def prefill(model: TokenModel, tokens_BT: Array, lengths_B: Array, room: int) -> Prefilled:
@@ -67,47 +71,78 @@ def prefill(model: TokenModel, tokens_BT: Array, lengths_B: Array, room: int) ->
 def _read(
     model: Decoder, tokens_BT: Array, lengths_B: Array, cache: Caches
 ) -> tuple[Array, Caches]:
-    """Reads whole texts; returns the hidden state of each row's last token, BD, and the cache."""
+    """Reads whole texts; returns the hidden state of each row's last token, BD, and the cache.
+
+    What the cache holds is overwritten.
+    """
     B, T = tokens_BT.shape
-    positions_BT = jnp.arange(T)[None]
-    positions_BT = jnp.where(positions_BT < lengths_B[:, None], positions_BT, -1)  # -1: padding
-    x_BTD, written, _ = model.hidden(tokens_BT, Context(positions_BT=positions_BT), cache)
-    assert written is not None, "a cache was given"
-    return x_BTD[jnp.arange(B), lengths_B - 1], written
+    size = T if _frequencies_change(model.config) else min(T, CHUNK)
+    rows = jnp.arange(B)
+
+    def read(last_BD: Array | None, cache: Caches, start: Array | int) -> tuple[Array, Caches]:
+        positions_BT = jnp.broadcast_to(start + jnp.arange(size)[None], (B, size))
+        positions_BT = jnp.where(positions_BT < lengths_B[:, None], positions_BT, -1)  # padding
+        chunk_BT = jax.lax.dynamic_slice_in_dim(tokens_BT, start, size, axis=1)
+        given = with_nothing_written(cache) if last_BD is None else cache
+        x_BTD, written, _ = model.hidden(chunk_BT, Context(positions_BT=positions_BT), given)
+        assert written is not None, "a cache was given"
+        last_B = lengths_B - 1 - start
+        own_BD = x_BTD[rows, jnp.clip(last_B, 0, size - 1)]
+        if last_BD is None:
+            return own_BD, written
+        is_own_B1 = ((last_B >= 0) & (last_B < size))[:, None]
+        return jnp.where(is_own_B1, own_BD, last_BD), written
+
+    tokens_BT = jnp.pad(tokens_BT, ((0, 0), (0, -T % size)))
+    carry = read(None, cache, 0)
+    if size >= T:
+        return carry
+    starts = jnp.arange(size, T, size)
+    return jax.lax.scan(lambda carry, start: (read(*carry, start), None), carry, starts)[0]
 
 
-def decode_step(start: Prefilled, cache: Caches, new_BR: Array, i: Array) -> tuple[Array, Caches]:
-    """Decodes one token of each row.
+def decode_step(
+    model: Decoder, cache: Caches, text: Text, is_running_B: Array | None = None
+) -> tuple[Array, Caches]:
+    """Reads the last token of each row.
 
     With LongRoPE, the frequencies of a whole text change once it is longer than
     `original_max_len`. A row that reaches this length is read again from its beginning.
 
     Args:
-        start: the decoder after the prompts.
-        cache: holds the prompts and the new tokens before `i`.
-        new_BR: the new tokens; those up to and including `i` are set.
-        i: index of the new token to read.
+        model: the decoder.
+        cache: holds the tokens of each row but the last.
+        text: the tokens of each row.
+        is_running_B: rows to read; nothing is written for the others, and their results mean
+            nothing. Default: all.
 
     Returns:
-        The hidden state of new token `i`, BD, and the cache with the token added.
+        The hidden state of the last token of each row, BD, and the cache with the token added.
     """
-    model, (B, T), R = start.model, start.tokens_BT.shape, new_BR.shape[1]
-    positions_B1 = (start.lengths_B + i)[:, None]
-    x_B1D, written, _ = model.hidden(new_BR[:, i, None], Context(positions_BT=positions_B1), cache)
+    B, S = text.tokens_BS.shape
+    positions_B = text.lengths_B - 1
+    tokens_B1 = text.tokens_BS[jnp.arange(B), positions_B][:, None]
+    if is_running_B is not None:
+        positions_B = jnp.where(is_running_B, positions_B, -1)
+    context = Context(positions_BT=positions_B[:, None])
+    x_B1D, written, _ = model.hidden(tokens_B1, context, cache)
     assert written is not None, "a cache was given"
     step = x_B1D[:, 0], written
     limit = _reread_position(model.config)
-    if limit is None or limit >= T + R:  # no row can reach it
+    if limit is None or limit >= S:  # no row can reach it
         return step
 
     def reread() -> tuple[Array, Caches]:
-        places = jnp.arange(B)[:, None], start.lengths_B[:, None] + jnp.arange(R)
-        tokens_BS = jnp.pad(start.tokens_BT, ((0, 0), (0, R))).at[places].set(new_BR)
-        whole = _read(model, tokens_BS, positions_B1[:, 0] + 1, cache)
+        whole = _read(model, text.tokens_BS, text.lengths_B, cache)
         return jax.tree.map(partial(jax.vmap(jnp.where), rereads_B), whole, step)
 
-    rereads_B = positions_B1[:, 0] == limit
+    rereads_B = positions_B == limit
     return jax.lax.cond(rereads_B.any(), reread, lambda: step)
+
+
+def _frequencies_change(config: StackConfig) -> bool:
+    """Whether the frequencies of RoPE depend on the length of what is read in one call."""
+    return config.rope.scaling is not None and config.rope.scaling.kind in ("dynamic", "longrope")
 
 
 def _reread_position(config: StackConfig) -> int | None:

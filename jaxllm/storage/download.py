@@ -23,6 +23,11 @@ _NOT_OF_A_RUN = ("aside", "tensorboard", "profile", "wandb")
 _SMALL = ("_METADATA", "_sharding")  # files of the optimizer's state that are downloaded
 
 
+def cache_folder() -> Path:
+    """Returns the folder of what can be downloaded or computed again."""
+    return Path(os.environ.get(CACHE) or Path.home() / ".cache" / "jaxllm")
+
+
 def download(path: str | os.PathLike[str]) -> Path:
     """Downloads a file or a folder, unless the cached copy is current; returns its path.
 
@@ -97,8 +102,7 @@ def _fetch(address: str, files: dict[str, Any]) -> Path:
     version = {name: _identity(about) for name, about in files.items()}
     text = json.dumps([address, version], sort_keys=True)
     digest = blake2b(text.encode(), digest_size=12).hexdigest()
-    base = Path(os.environ.get(CACHE) or Path.home() / ".cache" / "jaxllm")
-    folder = base / "downloads" / digest
+    folder = cache_folder() / "downloads" / digest
     name = address.rpartition("/")[2]
     if not folder.is_dir():
         unfinished = folder.with_name(f"{digest}.{uuid4().hex}")

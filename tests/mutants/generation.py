@@ -9,7 +9,8 @@ from unittest import mock
 import jax.numpy as jnp
 
 from jaxllm.config import DecoderConfig
-from jaxllm.generation import Sampling, beam, decode
+from jaxllm.generation import beam, loop
+from jaxllm.interop.parity.levels import generation
 
 from .mutation import Mutation
 
@@ -52,18 +53,16 @@ def padding_counts(original: Callable) -> Callable:
 def one_more(original: Callable) -> Callable:
     """Makes `top_k` keep one token too many."""
 
-    def filtered(self, logits_BV, *args):
-        return original(dataclasses.replace(self, top_k=self.top_k + 1), logits_BV, *args)
+    def filtered(sampling, logits_BV):
+        return original(dataclasses.replace(sampling, top_k=sampling.top_k + 1), logits_BV)
 
     return filtered
 
 
 GENERATION_BUGS = (
-    regenerated(
-        "padding counted in positions", "generate.greedy", decode, "prefill", padding_counts
-    ),
+    regenerated("padding counted in positions", "generate.greedy", loop, "prefill", padding_counts),
     regenerated(
         "padding counted in positions of beams", "generate.beams", beam, "prefill", padding_counts
     ),
-    regenerated("top-k off by one", "generate.filtered", Sampling, "filter_logits", one_more),
+    regenerated("top-k off by one", "generate.filtered", generation, "filter_logits", one_more),
 )

@@ -12,6 +12,7 @@ from flax import nnx
 
 from jaxllm.generation import beam_search, generate
 from jaxllm.generation.incremental import decode_step, prefill
+from jaxllm.generation.scores.settings import filter_logits
 from jaxllm.interop.parity.alignment.adapters import adapter_of
 from jaxllm.interop.parity.alignment.inputs import Inputs
 from jaxllm.interop.parity.execution.distances import Distances
@@ -184,7 +185,8 @@ def _teacher_forced(
 
     def predict_next(carry: tuple, i: jax.Array) -> tuple:
         x_PD, cache = carry
-        return decode_step(start, cache, new_PN, i), start.model.unembed(x_PD[:, None])[:, 0]
+        logits_PV = start.model.unembed(x_PD[:, None])[:, 0]
+        return decode_step(start.model, cache, start.text(new_PN, i + 1)), logits_PV
 
     places = jnp.arange(new_PN.shape[1])
     logits_NPV: jax.Array = jax.lax.scan(predict_next, (start.x_BD, start.cache), places)[1]
@@ -200,7 +202,7 @@ def _judge_logits(ours_PNV: np.ndarray, theirs: ReferenceGeneration) -> ScoresRe
 def _judge_filtered(ours_PNV: np.ndarray, theirs: ReferenceGeneration) -> ScoresResult:
     """Compares the logits after temperature, top-k and top-p, and which tokens are left."""
     V = ours_PNV.shape[-1]
-    ours = np.asarray(SAMPLING.filter_logits(jnp.asarray(ours_PNV.reshape(-1, V))))
+    ours = np.asarray(filter_logits(SAMPLING, jnp.asarray(ours_PNV.reshape(-1, V))))
     kept, reference = theirs.kept_PNV.reshape(-1, V), theirs.logits_PNV.reshape(-1, V)
     apart = {(int(row), int(token)) for row, token in np.argwhere(np.isfinite(ours) != kept)}
     unscaled = np.where(np.isfinite(ours), ours * np.float32(SAMPLING.temperature), reference)

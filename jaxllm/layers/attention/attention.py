@@ -18,7 +18,7 @@ from jaxllm.layers.norm import Norm, normalize
 from jaxllm.layers.together import project_together
 from jaxllm.sharding import constrain
 
-from .cache import Cache
+from .cache import Cache, NothingWritten
 from .kernels.call import Call
 from .kernels.choice import choose_kernel
 from .kernels.devices import in_blocks, on_devices, splits_sequences
@@ -76,13 +76,15 @@ class Attention(nnx.Module):
         k_BTKH = constrain(k_BTKH, "BTKH")
         v_BTKH = constrain(v_BTKH, "BTKH")
         q_BTNH, k_BTKH, v_BTKH = apply_hook(self, q=q_BTNH, k=k_BTKH, v=v_BTKH)
-        if cache is None:
+        if isinstance(cache, NothingWritten):
+            cache = cache.write(k_BTKH, v_BTKH, positions_BT)
+            context = context._replace(segment_ids_BT=(positions_BT >= 0).astype(jnp.int32))
             out_BTNH = self.attend(q_BTNH, k_BTKH, v_BTKH, context, positions_BT)
+        elif cache is not None:
+            cache, seen = cache.extend(k_BTKH, v_BTKH, positions_BT)
+            out_BTNH = self.attend_cached(q_BTNH, *seen, context, positions_BT)
         else:
-            cache, (k_BSKH, v_BSKH, keys_BS) = cache.extend(k_BTKH, v_BTKH, positions_BT)
-            mask_BTS = MaskSpec.from_config(self.config, self.kind).mask(positions_BT, keys_BS)
-            bias_BNTS = None if context.bias is None else context.bias(positions_BT, keys_BS)
-            out_BTNH = self.masked_attention(q_BTNH, k_BSKH, v_BSKH, mask_BTS, bias_BNTS)
+            out_BTNH = self.attend(q_BTNH, k_BTKH, v_BTKH, context, positions_BT)
         (out_BTNH,) = apply_hook(self, mixed=out_BTNH)
         return self.o_proj(constrain(out_BTNH, "BTNH")), cache
 
@@ -108,6 +110,23 @@ class Attention(nnx.Module):
             hooked_module=self if has_hook(self) else None,
         )
         return checkpoint_name(out_BTNH, ATTENDED)
+
+    def attend_cached(
+        self,
+        q_BTNH: Array,
+        k_BSKH: Array,
+        v_BSKH: Array,
+        keys_BS: Array,
+        context: Context,
+        positions_BT: Array,
+    ) -> Array:
+        """Attends from each token to those of the cache at positions `keys_BS`, BTNH, in blocks."""
+        mask_spec, outs = MaskSpec.from_config(self.config, self.kind), []
+        for own in query_blocks(q_BTNH.shape[1]):
+            mask_BTS = mask_spec.mask(positions_BT[:, own], keys_BS)
+            bias = None if context.bias is None else context.bias(positions_BT[:, own], keys_BS)
+            outs.append(self.masked_attention(q_BTNH[:, own], k_BSKH, v_BSKH, mask_BTS, bias))
+        return jnp.concatenate(outs, axis=1)
 
     def masked_attention(self, *args: Any, **options: Any) -> Array:
         """Calls `attention` with the scale and the soft cap of the config."""

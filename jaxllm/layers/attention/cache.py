@@ -126,7 +126,20 @@ class SourceKV(NamedTuple):
     segment_ids_BS: Array
 
 
-Cache = KVCache | RingCache
+class NothingWritten(NamedTuple):
+    """A cache whose content does not count: the tokens to come see only each other.
+
+    Attention then needs no keys but theirs, as without a cache, and works in blocks or by a kernel.
+    """
+
+    cache: KVCache | RingCache
+
+    def write(self, k_BTKH: Array, v_BTKH: Array, positions_BT: Array) -> KVCache | RingCache:
+        """Returns the cache with these tokens written."""
+        return self.cache.write(k_BTKH, v_BTKH, positions_BT)
+
+
+Cache = KVCache | RingCache | NothingWritten
 
 
 class CrossCache(NamedTuple):
@@ -139,6 +152,17 @@ class CrossCache(NamedTuple):
 LayerCache = Cache | CrossCache
 # The caches of a stack by layer label, stacked along a leading L where the layers are.
 Caches = dict[str, LayerCache]
+
+
+def with_nothing_written(caches: Caches) -> Caches:
+    """Returns caches whose content does not count, for the first tokens of each row."""
+
+    def reset(cache: LayerCache) -> LayerCache:
+        if isinstance(cache, CrossCache):
+            return CrossCache(reset(cache.target), cache.source)  # type: ignore[arg-type]
+        return NothingWritten(cache)  # type: ignore[arg-type]
+
+    return {label: reset(cache) for label, cache in caches.items()}
 
 
 def make_cache(config: StackConfig, kind: LayerKind, batch_size: int, length: int) -> Cache:

@@ -6,7 +6,7 @@ import pytest
 import transformers
 
 from jaxllm.errors import UserError
-from jaxllm.generation import TokenRules
+from jaxllm.generation import Sampling, TokenRules
 from jaxllm.interop.loading.generation_config import GenerationConfig, read_generation_config
 
 
@@ -37,11 +37,16 @@ def test_everything_that_is_followed(tmp_path):
         min_length=9,
         repetition_penalty=1.5,
         length_penalty=2,
+        early_stopping="never",
+        bad_words_ids=[[9], [3, 4]],
+        sequence_bias=[[[5, 6], -1]],
         max_new_tokens=11,
     )
     rules = TokenRules(
         no_repeat_ngram_size=3,
         min_length=9,
+        bad_words=((9,), (3, 4)),
+        sequence_bias=(((5, 6), -1.0),),
         forced_bos=5,
         forced_eos=(3,),
         suppress=(6, 7),
@@ -51,8 +56,9 @@ def test_everything_that_is_followed(tmp_path):
         eos_ids=(3, 4),
         rules=rules,
         max_new_tokens=11,
-        repetition_penalty=1.5,
+        sampling=Sampling(repetition_penalty=1.5),
         length_penalty=2.0,
+        early_stopping="never",
     )
     # As in transformers, a number of new tokens takes the place of a length.
     assert read(tmp_path, min_length=9, min_new_tokens=2).rules == TokenRules(min_new_tokens=2)
@@ -66,23 +72,22 @@ def test_what_is_not_followed_is_named_with_the_option_that_does_it(tmp_path):
         top_k=20,
         top_p=0.9,
         num_beams=4,
-        bad_words_ids=[[1]],
+        num_return_sequences=2,
         diversity_penalty=0.5,
         of_my_own=1,
     )
     assert found.not_followed == (
-        "do_sample=True (--temperature)",
-        "temperature=0.6 (--temperature)",
-        "top_k=20 (--top-k)",
-        "top_p=0.9 (--top-p)",
         "num_beams=4 (--beams)",
-        "bad_words_ids=[[1]]",
+        "num_return_sequences=2 (--n)",
         "diversity_penalty=0.5",
         "of_my_own=1",
     )
-    assert (
-        read(tmp_path, temperature=0.6, top_k=50, num_beams=1, do_sample=False).not_followed == ()
-    )
+    assert found.sampling == Sampling(temperature=0.6, top_k=20, top_p=0.9)
+    found = read(tmp_path, temperature=0.6, top_k=50, num_beams=1, do_sample=False)
+    assert found == GenerationConfig()
+    # As in transformers, 50 tokens are drawn from unless the file says otherwise.
+    assert read(tmp_path, do_sample=True).sampling == Sampling(temperature=1.0, top_k=50)
+    assert read(tmp_path, do_sample=True, top_k=0).sampling == Sampling(temperature=1.0)
 
 
 def test_every_field_of_transformers_is_followed_named_or_without_effect(tmp_path):
@@ -114,10 +119,17 @@ def test_without_its_own_file_the_model_s_config_has_the_settings(tmp_path):
         {"no_repeat_ngram_size": 2**40},
         {"repetition_penalty": True},
         {"max_new_tokens": 1.5},
+        {"do_sample": True, "top_p": 0.0},
+        {"do_sample": True, "min_p": "0.1"},
+        {"early_stopping": "soon"},
+        {"bad_words_ids": [[50]]},
+        {"bad_words_ids": [1]},
+        {"sequence_bias": {"1": 2.0}},
+        {"sequence_bias": [[[1], "2"]]},
     ],
     ids=str,
 )
 def test_what_is_no_token_or_number_is_refused(fields, tmp_path):
-    (name,) = fields
+    name = [*fields][-1]
     with pytest.raises(UserError, match=name):
         read(tmp_path, **fields)

@@ -10,6 +10,7 @@ from tiers import examples
 from tiny import random_model
 from transformers import AutoModelForCausalLM
 
+from jaxllm.errors import UserError
 from jaxllm.generation import Sampling, beam_search, generate
 from jaxllm.interop import save_pretrained
 from jaxllm.models import with_scanned_layers
@@ -31,8 +32,12 @@ def original(model, tmp_path_factory):
 
 
 def by_transformers(original, prompt: list[int], new: int, ends: list[int], **options) -> list[int]:
+    return several(original, prompt, new, ends, **options)[0]
+
+
+def several(original, prompt: list[int], new: int, ends: list[int], **options) -> list[list[int]]:
     tokens = torch.tensor([prompt])
-    out = original.generate(
+    rows = original.generate(
         tokens,
         attention_mask=torch.ones_like(tokens),
         max_new_tokens=new,
@@ -40,9 +45,9 @@ def by_transformers(original, prompt: list[int], new: int, ends: list[int], **op
         pad_token_id=0,
         eos_token_id=ends or None,
         **options,
-    )[0, len(prompt) :].tolist()
-    cut = next((i + 1 for i, token in enumerate(out) if token in ends), len(out))
-    return out[:cut]
+    )[:, len(prompt) :].tolist()
+    cuts = [next((i + 1 for i, token in enumerate(row) if token in ends), None) for row in rows]
+    return [row[:cut] for row, cut in zip(rows, cuts, strict=True)]
 
 
 @pytest.mark.parametrize("num_beams", examples([2, 4], 4))
@@ -105,3 +110,24 @@ def test_zero_repetition_penalty_is_rejected(model):
 def test_fewer_than_one_beam_or_too_many_are_rejected(model, num_beams):
     with pytest.raises(ValueError, match=f"num_beams={num_beams}"):
         beam_search(model, PROMPTS, 4, num_beams=num_beams)
+
+
+@pytest.mark.cases(1, exhaustive=3)
+@pytest.mark.parametrize("length_penalty", [2.0, -0.5, 0.0])
+@pytest.mark.parametrize("early_stopping", ["never", True])
+def test_early_stopping_and_several_sequences_match_transformers(
+    model, original, early_stopping, length_penalty
+):
+    ends, options = [*range(0, 96, 5)], {"num_beams": 4, "num_return_sequences": 3}
+    options |= {"early_stopping": early_stopping, "length_penalty": length_penalty}
+    ours = beam_search(model, PROMPTS, 12, eos_ids=ends, **options)
+    expected = [several(original, prompt, 12, ends, **options) for prompt in PROMPTS]
+    assert ours == [row for rows in expected for row in rows]
+    assert {row.ended for row in ours} <= {"eos", "length"}
+
+
+def test_settings_that_are_not_known_are_rejected(model):
+    with pytest.raises(UserError, match="early_stopping='soon' is none of False, True"):
+        beam_search(model, PROMPTS, 4, num_beams=2, early_stopping="soon")
+    with pytest.raises(UserError, match="num_return_sequences=3 is not from 1 to num_beams=2"):
+        beam_search(model, PROMPTS, 4, num_beams=2, num_return_sequences=3)

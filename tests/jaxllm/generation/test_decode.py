@@ -13,8 +13,9 @@ from tiny import random_model
 
 from jaxllm.config import ExpertsConfig, LayerKind, RopeConfig
 from jaxllm.errors import NonFiniteError, UserError
-from jaxllm.generation import Sampling, TokenRules, beam_search, generate
-from jaxllm.generation.decode import _decode
+from jaxllm.generation import Sampling, beam_search, generate
+from jaxllm.generation.loop import Program, begin
+from jaxllm.generation.scores.settings import stack_settings
 from jaxllm.models import with_scanned_layers
 
 RNG = np.random.default_rng(0)
@@ -127,11 +128,11 @@ def test_sharded_model_generates_the_same_tokens():
 
 def test_prompts_of_similar_length_share_a_compiled_program():
     model = with_scanned_layers(random_model(seed=9), False)
-    before = _decode._cache_size()
+    before = begin._cache_size()
     for length, new in ((3, 5), (7, 9), (16, 16), (11, 1)):
         [row] = generate(model, [RNG.integers(0, 96, length).tolist()], new)
         assert len(row) == new
-    assert _decode._cache_size() - before <= 1
+    assert begin._cache_size() - before <= 1
 
 
 @pytest.mark.parametrize(
@@ -180,10 +181,9 @@ def test_decoding_loop_runs_on_the_device():
     """The compiled program has one loop, whose body is a forward pass with its cache writes."""
     model = with_scanned_layers(random_model(), False)
     graphdef, state = nnx.split(model)
-    lengths, limit, ends = np.array([5], np.int32), np.int32(8), np.array([], np.int32)
-    tokens, params = np.zeros((1, 16), np.int32), nnx.to_pure_dict(state)
-    arguments = (params, tokens, lengths, limit, ends, jax.random.key(0))
-    program = _decode.trace(graphdef, (Sampling(), TokenRules()), 16, *arguments).jaxpr
+    settings = stack_settings(96, [Sampling()])
+    arguments = (np.zeros((1, 16), np.int32), np.array([5], np.int32), settings, np.int32(8))
+    program = begin.trace(Program(graphdef), 16, nnx.to_pure_dict(state), *arguments).jaxpr
     [loop] = [eqn for eqn in program.eqns if eqn.primitive.name == "while"]
     body = str(loop.params["body_jaxpr"])
     num_layers = model.config.num_layers

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM
 
 from jaxllm.config import AttentionConfig, LayerKind, RopeConfig, RopeScaling
 from jaxllm.generation import beam_search, generate
-from jaxllm.generation.decode import _decode
+from jaxllm.generation.loop import begin
 from jaxllm.interop import load_pretrained
 from jaxllm.models import with_scanned_layers
 
@@ -67,9 +67,9 @@ def by_transformers(original, prompt: list[int], **options) -> list[int]:
 def test_greedy_tokens_match_transformers(model, original):
     expected = [by_transformers(original, prompt) for prompt in PROMPTS]
     assert generate(model, PROMPTS, NEW) == expected
-    before = _decode._cache_size()
+    before = begin._cache_size()
     assert [generate(model, [prompt], NEW)[0] for prompt in PROMPTS[1:3]] == expected[1:3]
-    assert _decode._cache_size() - before == 1
+    assert begin._cache_size() - before == 1
 
 
 @pytest.mark.exhaustive

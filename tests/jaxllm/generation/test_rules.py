@@ -11,8 +11,9 @@ from tiers import examples
 from tiny import random_model
 
 from jaxllm.errors import UserError
-from jaxllm.generation import TokenRules, beam_search, generate
-from jaxllm.generation.rules import Written
+from jaxllm.generation import Sampling, TokenRules, beam_search, generate
+from jaxllm.generation.scores.processors import Text, process
+from jaxllm.generation.scores.settings import stack_settings
 from jaxllm.interop import load_pretrained, save_pretrained
 from jaxllm.models import with_scanned_layers
 
@@ -111,6 +112,7 @@ def test_a_token_outside_the_vocabulary_and_a_negative_number_are_refused(decode
 
 
 def test_ngrams_longer_than_any_text_ban_nothing():
-    written = Written(jnp.ones((1, 3), int), jnp.array([3]), jnp.ones((1, 2), int), jnp.array(1))
-    rules, scores_BV = TokenRules(no_repeat_ngram_size=2**30), jnp.arange(5.0)[None]
-    assert (rules(scores_BV, written, limit=2, eos_ids=[4]) == scores_BV).all()
+    text = Text(jnp.ones((1, 5), int), jnp.array([4]), jnp.array([3]))
+    settings = stack_settings(5, [Sampling()], [TokenRules(no_repeat_ngram_size=2**30)])
+    scores_BV = jnp.arange(5.0)[None]
+    assert (process(scores_BV, text, settings) == scores_BV).all()

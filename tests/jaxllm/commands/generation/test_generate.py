@@ -1,7 +1,9 @@
 """Tests of `jaxllm generate`."""
 
 import dataclasses
+import io
 import json
+import re
 import shutil
 
 import numpy as np
@@ -12,7 +14,7 @@ from tiny import random_model, random_of
 from tokenizer_kinds import save_tokenizer
 
 from jaxllm.cli import main
-from jaxllm.generation import TokenRules
+from jaxllm.generation import Continuation, Sampling, TokenRules
 from jaxllm.interop import load_pretrained, save_pretrained
 from jaxllm.tokenization import load_tokenizer
 
@@ -100,7 +102,7 @@ def given(monkeypatch):
 
     def record(model, prompts, limit, **options):
         calls.append({"prompts": prompts, "limit": limit, **options})
-        return [[7, 1] for _ in prompts]
+        return [Continuation([7, 1], "eos") for _ in prompts]
 
     monkeypatch.setattr("jaxllm.generation.generate", record)
     monkeypatch.setattr("jaxllm.generation.beam_search", record)
@@ -129,21 +131,25 @@ def test_bytes_have_no_chat_template(byte_model, chat_model, given, capsys, monk
     monkeypatch.chdir(chat_model)
     command = ["generate", str(byte_model), "--prompt", "x", "--tokenizer", "bytes", "--chat"]
     assert main(command) == 2
-    assert "--chat needs a tokenizer with a chat template" in capsys.readouterr().err
+    assert "a chat needs a tokenizer with a chat template" in capsys.readouterr().err
 
 
 def test_generation_config_is_followed_or_named(chat_model, given, tmp_path, capsys):
     folder = shutil.copytree(chat_model, tmp_path / "llama")
     fields = {"eos_token_id": [1, 5], "suppress_tokens": [8], "repetition_penalty": 1.5}
-    settings = {**fields, "max_new_tokens": 9, "do_sample": True, "top_p": 0.5}
+    settings = {**fields, "max_new_tokens": 9, "do_sample": True, "guidance_scale": 2}
     (folder / "generation_config.json").write_text(json.dumps(settings))
     run(folder)
     said = capsys.readouterr()
     assert said.out == "the </s> xcat\n"  # without the token that ends it
-    assert "generation_config.json: not followed: do_sample=True (--temperature), top" in said.err
+    assert "generation_config.json: not followed: guidance_scale=2" in said.err
     run(folder, "--max-new-tokens", "3", "--repetition-penalty", "2")
     run(folder, "--beams", "2")
-    by_file, by_options, beams = given
+    assert "not followed with --beams: do_sample=True" in capsys.readouterr().err
+    run(folder, "--temperature", "0")
+    by_file, by_options, beams, greedy = given
+    assert by_file["sampling"] == Sampling(repetition_penalty=1.5, temperature=1.0, top_k=50)
+    assert greedy["sampling"] == Sampling(repetition_penalty=1.5)
     for call in given:
         assert call["eos_ids"] == (1, 5)
         assert call["rules"] == TokenRules(suppress=(8,))
@@ -239,3 +245,56 @@ def test_an_encoder_reads_a_source_with_its_end_token(given, tmp_path):
     assert given[0]["prompts"] == [[6, 1, 10, 1]]
     run(folder, "--tokenizer", str(save_tokenizer("words", tmp_path / "plain")))
     assert given[1]["prompts"] == [[6, 1, 10]]
+
+
+def test_prompts_come_from_files_and_stdin(chat_model, given, tmp_path, monkeypatch, capsys):
+    file = tmp_path / "one.txt"
+    file.write_text("the cat")
+    monkeypatch.setattr("sys.stdin", io.StringIO("a b"))
+    command = ["generate", str(chat_model)]
+    assert main([*command, "--prompt", "x", "--file", str(file), "--file", "-"]) == 0
+    assert [prompt[:-1] for prompt in given[0]["prompts"]] == [[10], [6, 7], [8, 9]]
+    monkeypatch.setattr("sys.stdin", io.StringIO("the"))
+    assert main(command) == 0
+    assert given[1]["prompts"] == [[6, 1]]
+    terminal = io.StringIO()
+    terminal.isatty = lambda: True
+    monkeypatch.setattr("sys.stdin", terminal)
+    assert main(command) == 2
+    assert "no prompt: give --prompt TEXT, --file FILE" in capsys.readouterr().err
+
+
+def test_several_continuations_and_their_statistics(byte_model, capsys):
+    command = ["generate", str(byte_model), "--prompt", "ab", "--max-new-tokens", "4", "--json"]
+    assert main([*command, "--n", "3", "--temperature", "2", "--stats"]) == 0
+    said = capsys.readouterr()
+    rows = [json.loads(line) for line in said.out.splitlines()]
+    assert [row["prompt"] for row in rows] == ["ab"] * 3
+    assert len({tuple(row["tokens"]) for row in rows}) > 1
+    assert all(row["ended"] == "length" or row["tokens"][-1] == 0 for row in rows)
+    assert re.search(r"\d+ tokens, the first after .* s, then .* tokens/s; peak memory", said.err)
+    assert main([*command, "--n", "3", "--beams", "2"]) == 2
+    assert "--n 3 is more than --beams 2" in capsys.readouterr().err
+
+
+def test_a_terminal_sees_the_text_while_it_is_written(byte_model, capsys, monkeypatch):
+    command = ["generate", str(byte_model), "--prompt", "ab", "--max-new-tokens", "8"]
+    assert main(command) == 0
+    whole = capsys.readouterr().out
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    assert main(command) == 0
+    assert capsys.readouterr().out == whole
+
+
+@pytest.mark.exhaustive
+def test_a_mesh_gives_the_same_text(byte_model, capsys):
+    command = ["generate", str(byte_model), "--prompt", "ab", "--max-new-tokens", "8"]
+    assert main(command) == 0
+    alone = capsys.readouterr().out
+    assert main([*command, "--mesh", "fsdp=4", "tensor=2"]) == 0
+    assert capsys.readouterr().out == alone
+
+
+def test_a_system_message_needs_a_chat(chat_model, capsys):
+    assert main(["generate", str(chat_model), "--prompt", "x", "--system", "be kind"]) == 2
+    assert "--system needs --chat" in capsys.readouterr().err

@@ -1,0 +1,120 @@
+"""The decoding loop, which runs on the device: one compiled program serves all settings."""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+
+from jaxllm.layers.attention.cache import Caches
+from jaxllm.models import Decoder, EncoderDecoder, TokenModel
+
+from .incremental import decode_step, prefill
+from .scores.processors import EOS, STOP, Processor, Settings, Text, choose, process
+
+# Why a row has ended, in `Progress.ended_B`.
+RUNNING, AT_EOS, AT_STOP, AT_LIMIT, NOT_FINITE = range(5)
+
+
+class Progress(NamedTuple):
+    """Rows in the middle of their generation."""
+
+    text: Text
+    x_BD: Array  # hidden state of each row's last token
+    cache: Caches
+    log_probs_BS: Array  # log-probability of each new token, before any processing
+    ended_B: Array
+
+
+class Program(NamedTuple):
+    """What a compiled decoding loop depends on, besides the shapes of its arrays."""
+
+    graphdef: nnx.GraphDef
+    processor: Processor | None = None  # the user's own
+
+    def model(self, params: dict) -> TokenModel:
+        """Returns the model with these weights."""
+        return nnx.merge(self.graphdef, nnx.State(params))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def begin(
+    program: Program,
+    room: int,
+    params: dict,
+    tokens_BT: Array,
+    lengths_B: Array,
+    settings: Settings,
+    steps: Array,
+) -> Progress:
+    """Reads the prompts and generates up to `steps` tokens, of the `room` that there is for each.
+
+    Rows without a token to generate, whose limit is 0, have ended.
+    """
+    start = prefill(program.model(params), tokens_BT, lengths_B, room)
+    text = start.text(jnp.zeros((len(lengths_B), room), jnp.int32), jnp.int32(0))
+    ended_B = jnp.where(settings.limit_B > 0, RUNNING, AT_LIMIT).astype(jnp.int32)
+    no_probs_BS = jnp.zeros(text.tokens_BS.shape)
+    progress = Progress(text, start.x_BD, start.cache, no_probs_BS, ended_B)
+    return _loop(program, start.model, progress, settings, steps)
+
+
+@functools.partial(jax.jit, static_argnums=0, donate_argnames="progress")
+def advance(
+    program: Program, params: dict, progress: Progress, settings: Settings, steps: Array
+) -> Progress:
+    """Generates up to `steps` more tokens of each row that has not ended."""
+    model = program.model(params)
+    decoder = model.decoder if isinstance(model, EncoderDecoder) else model
+    return _loop(program, decoder, progress, settings, steps)
+
+
+def _loop(
+    program: Program, model: Decoder, progress: Progress, settings: Settings, steps: Array
+) -> Progress:
+    def is_running(carry: tuple[Array, Progress]) -> Array:
+        i, progress = carry
+        return (i < steps) & (progress.ended_B == RUNNING).any()
+
+    def step(carry: tuple[Array, Progress]) -> tuple[Array, Progress]:
+        i, progress = carry
+        progress = _add_token(program, model, progress, settings)
+        # After the last token, this step is of no use; a condition would copy the cache each time.
+        is_running_B = progress.ended_B == RUNNING
+        x_BD, cache = decode_step(model, progress.cache, progress.text, is_running_B)
+        return i + 1, progress._replace(x_BD=x_BD, cache=cache)
+
+    return jax.lax.while_loop(is_running, step, (jnp.int32(0), progress))[1]
+
+
+def _add_token(
+    program: Program, model: Decoder, progress: Progress, settings: Settings
+) -> Progress:
+    """Chooses the next token of each row that has not ended, and adds it."""
+    text, x_BD, _, log_probs_BS, ended_B = progress
+    rows, is_running_B = jnp.arange(len(ended_B)), ended_B == RUNNING
+    logits_BV = model.unembed(x_BD[:, None])[:, 0]
+    scores_BV = process(logits_BV, text, settings)
+    if program.processor is not None:
+        scores_BV = program.processor(scores_BV, text)
+    new_B = text.lengths_B - text.starts_B
+    token_B = choose(scores_BV, settings, new_B)
+    log_prob_B = logits_BV[rows, token_B] - jax.nn.logsumexp(logits_BV, axis=-1)
+
+    places = rows, jnp.where(is_running_B, text.lengths_B, text.tokens_BS.shape[1])  # dropped
+    sets_B = settings.sets_BV[rows, token_B]
+    reason_B = jnp.where(new_B + 1 >= settings.limit_B, AT_LIMIT, RUNNING)
+    for bit, reason in ((STOP, AT_STOP), (EOS, AT_EOS)):
+        reason_B = jnp.where((sets_B & jnp.uint8(bit)) != 0, reason, reason_B)
+    reason_B = jnp.where(jnp.isnan(scores_BV).any(-1), NOT_FINITE, reason_B)
+    return progress._replace(
+        text=Text(
+            text.tokens_BS.at[places].set(token_B),
+            text.lengths_B + is_running_B,
+            text.starts_B,
+        ),
+        log_probs_BS=log_probs_BS.at[places].set(log_prob_B),
+        ended_B=jnp.where(is_running_B, reason_B, ended_B).astype(jnp.int32),
+    )

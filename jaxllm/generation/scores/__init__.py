@@ -1,0 +1,1 @@
+"""Scores of the next token: penalties, rules and limits for each row, and the choice."""
