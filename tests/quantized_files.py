@@ -33,7 +33,7 @@ def decoded(
     dtype: str = "bfloat16",
 ) -> Mapping[str, StoredTensor]:
     """Returns tensors in quantized storage, as a checkpoint of them has them."""
-    return decode_tensors(folder, stored(folder, tensors), {"dtype": dtype}, settings)
+    return decode_tensors(stored(folder, tensors), {"dtype": dtype}, settings)
 
 
 def check(tensor: StoredTensor, expected: torch.Tensor) -> None:

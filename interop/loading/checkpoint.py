@@ -12,12 +12,13 @@ from jaxllm.interop.families import Family
 from jaxllm.interop.families.common.fields import Json
 from jaxllm.interop.families.gguf.translate import is_gguf
 from jaxllm.interop.formats.pytorch.wrapped_names import strip_wrappers
-from jaxllm.interop.formats.quantized.codecs import take_settings
+from jaxllm.interop.formats.quantized.codecs import decode_tensors, take_settings
 from jaxllm.interop.formats.stored_tensor import CheckpointError
 from jaxllm.interop.formats.tensor_files import read_only_file
 
 from .allowances import apply_allowances
 from .checkpoint_dir import (
+    HF,
     Checkpoint,
     check_is_folder,
     open_known_checkpoint,
@@ -52,11 +53,27 @@ def open_checkpoint(
 def with_allowances(
     checkpoint: Checkpoint, *, strict: bool = True, allow: Sequence[str] = ()
 ) -> Checkpoint:
-    """Returns a checkpoint whose config is read as the user allows, and logs what differs."""
+    """Returns a checkpoint whose config is read as the user allows, and logs what differs.
+
+    Its tensors in quantized storage, which the config describes, are decoded when they are read.
+    """
     config, allowed = apply_allowances(checkpoint.config, allow)
     for line in allowed:
         logger.warning("%s: %s", checkpoint.config_path, line)
-    return dataclasses.replace(checkpoint, config=config, strict=strict, allowed=allowed)
+    found = dataclasses.replace(checkpoint, config=config, strict=strict, allowed=allowed)
+    return _decoded(found) if found.family.format == HF else found
+
+
+def _decoded(checkpoint: Checkpoint) -> Checkpoint:
+    """Returns a checkpoint whose tensors in quantized storage are decoded when they are read."""
+    config, settings = take_settings(checkpoint.config)
+    if settings is None:
+        return checkpoint
+    try:
+        tensors, problems = decode_tensors(checkpoint.tensors, config, settings), ()
+    except CheckpointError as error:
+        tensors, problems = checkpoint.tensors, error.problems
+    return dataclasses.replace(checkpoint, config=config, tensors=tensors, problems=problems)
 
 
 def identify_family(path: Path, rules: Any = None) -> tuple[Family, Json]:

@@ -14,7 +14,6 @@ from jaxllm.interop.families.common.naming.heads import architecture_without_hea
 from jaxllm.interop.families.gguf.translate import SUFFIX, is_gguf, read_gguf
 from jaxllm.interop.formats import tensor_files
 from jaxllm.interop.formats.pytorch.wrapped_names import strip_wrappers, without_prefix
-from jaxllm.interop.formats.quantized.codecs import decode_tensors, take_settings
 from jaxllm.interop.formats.stored_tensor import CheckpointError, StoredTensor
 from jaxllm.interop.formats.table import tensor_formats
 from jaxllm.tokenization.special_tokens import GENERATION_CONFIG, MODEL_CONFIG
@@ -45,6 +44,7 @@ class Checkpoint:
         tensors: the places of the tensors, by name.
         strict: whether what is not understood is an error, even if it may not matter.
         allowed: a line for each field that is read otherwise than the file says.
+        problems: why tensors in quantized storage cannot be decoded.
     """
 
     path: Path
@@ -53,6 +53,7 @@ class Checkpoint:
     tensors: Mapping[str, StoredTensor]
     strict: bool = True
     allowed: tuple[str, ...] = ()
+    problems: tuple[str, ...] = ()
 
     @property
     def config_path(self) -> Path:
@@ -78,9 +79,6 @@ def open_known_checkpoint(path: Path) -> Checkpoint:
         if (adapter := describe_adapter(path)) is not None:
             logger.warning("%s: %s is not applied; %s", path, adapter, MERGE)
         plain = strip_wrappers(_read_headers(path, read))
-        config, settings = take_settings(config)
-        if settings is not None:
-            plain = decode_tensors(path, plain, config, settings)
         family = variant_of(family, plain)
         return Checkpoint(path, family, config, without_prefix(plain, family.trainer_prefix(plain)))
     expected = " or ".join(pattern for row in rows for pattern in row.files)

@@ -187,8 +187,9 @@ def analyze_checkpoint(checkpoint: Checkpoint) -> Analysis:
         analysis.unknown, left_over = left_over, []
     else:
         analysis.refused |= dict.fromkeys(unknown)
-    analysis.problems = own + left_over + analysis.problems
-    if analysis.config is not None:
+    storage = [f"{family.config_file}: {problem}" for problem in checkpoint.problems]
+    analysis.problems = own + storage + left_over + analysis.problems
+    if analysis.config is not None and not storage:
         stored = analysis.table.with_originals(checkpoint.tensors)
         analysis.tensors = split_fused(analysis.rules, stored)
         find = partial(family.find_field, checkpoint.config, checkpoint.tensors, analysis.table)

@@ -9,7 +9,8 @@ from jaxllm.errors import CheckpointError
 from jaxllm.interop.formats import safetensors_file
 from jaxllm.interop.formats.file_writer import write_files
 from jaxllm.interop.formats.lazy_tensor import TensorSource, from_stored
-from jaxllm.interop.loading.checkpoint_dir import Tensors, open_known_checkpoint
+from jaxllm.interop.loading.checkpoint import open_checkpoint
+from jaxllm.interop.loading.checkpoint_dir import Tensors
 from jaxllm.interop.loading.name_folding import in_short
 
 logger = logging.getLogger(__name__)
@@ -41,7 +42,7 @@ def _open(origin: Origin) -> Tensors:
     if kept.is_file():
         return safetensors_file.read_header(kept)
     try:
-        return open_known_checkpoint(Path(origin.checkpoint)).tensors
+        return open_checkpoint(Path(origin.checkpoint)).tensors
     except CheckpointError:
         return {}
 

@@ -46,7 +46,6 @@ def take_settings(config: Mapping[str, Any]) -> tuple[dict[str, Any], Mapping[st
 
 
 def decode_tensors(
-    path: Path,
     tensors: Mapping[str, StoredTensor],
     config: Mapping[str, Any],
     settings: Mapping[str, Any],
@@ -54,7 +53,6 @@ def decode_tensors(
     """Returns the tensors of a checkpoint, those in quantized storage to be decoded when read.
 
     Args:
-        path: the checkpoint, for messages.
         tensors: its tensors by name.
         config: its config, whose dtype is that of the decoded tensors.
         settings: what the config says on the storage.
@@ -67,13 +65,12 @@ def decode_tensors(
     if decode is None:
         raise CheckpointError(
             f"{CONFIG}.{METHOD}={method!r} is not supported, only {', '.join(CODECS)}: "
-            "dequantize the model with the library that quantized it",
-            path,
+            "dequantize the model with the library that quantized it"
         )
     problems: list[str] = []
     found = decode(tensors, settings, _dtype_of(config), problems)
     if problems:
-        raise CheckpointError(problems, path)
+        raise CheckpointError(problems)
     return found
 
 

@@ -93,6 +93,13 @@ def test_unknown_storage_is_refused(folder, tmp_path):
     rewrite(copy, quantization_config={"quant_method": "hqq"})
     with pytest.raises(CheckpointError, match="quant_method='hqq' is not supported, only fp8, "):
         load_pretrained(copy)
+    assert "config.json: quantization_config.quant_method='hqq'" in inspect(copy).problems[0]
+
+
+def test_tensors_that_need_no_decoding_can_be_read_in_spite_of_the_config(folder, tmp_path):
+    save_pretrained(load_pretrained(folder), tmp_path / "plain")
+    rewrite(tmp_path / "plain", quantization_config={"quant_method": "hqq"})
+    load_pretrained(tmp_path / "plain", allow=["quantization_config"])
 
 
 def test_a_config_without_storage_is_left_as_it_is():
