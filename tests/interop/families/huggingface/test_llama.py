@@ -443,7 +443,8 @@ def test_every_problem_of_a_config_is_in_one_error(llama):
     for said in (
         *("is_causal=False", "rms_norm_eps='small'", "float", "hidden_act='mish'", "silu"),
         *("quantization_config", "rope_type='proportional'", "yarn", "factor", "config.json"),
-        *("bits=None is not one of", "--allow is_causal", "--allow hidden_act=silu", "--allow rope_parameters"),
+        *("--allow is_causal", "--allow hidden_act=silu", "--allow rope_parameters"),
+        "bits=None is not one of",
     ):
         assert said in message, said
     assert str(llama) in message
