@@ -15,6 +15,7 @@ from pathlib import Path
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
+import data_input
 import decode
 import experts
 import export_weights
@@ -37,6 +38,7 @@ def main() -> int:
     results += import_weights.run(arguments.rounds)
     results += export_weights.run(arguments.rounds)
     results += state_dicts.run(arguments.rounds)
+    results += data_input.run(arguments.rounds)
     device = jax.devices()[0]
     where = f"{device.platform} {device.device_kind}, {os.cpu_count()} cores, {platform.machine()}"
     table = Table(title=f"jaxllm against its peers: {where}", title_justify="left")

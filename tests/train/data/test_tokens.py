@@ -46,6 +46,19 @@ def test_shards_give_the_rows_of_their_texts(folder, capsys):
     assert again.fingerprint == tokens.fingerprint
 
 
+@pytest.mark.parametrize("packing", ["separate", "best_fit", "padded", "joined"])
+def test_nothing_needs_to_be_held_out(packing, tmp_path):
+    (tmp_path / "a.txt").write_text("text " * 30)
+    arguments = [str(tmp_path / "a.txt"), str(tmp_path / "out"), "--tokenizer", "bytes"]
+    assert main(["tokenize", *arguments]) == 0
+    np.save(tmp_path / "b.npy", np.arange(100, dtype=np.uint8))
+    for name in ("out", "b.npy"):
+        config = TokensConfig(tokens=(str(tmp_path / name),), tokenizer="bytes", packing=packing)
+        examples = config.load(random_model(vocab_size=256), 16)
+        assert len(examples.train) > 5
+        assert len(examples.held_out) == 0
+
+
 def test_another_tokenizer_or_vocabulary_is_refused(folder):
     config = TokensConfig(tokens=(str(folder / "out"),))
     with pytest.raises(UserError, match=r"manifest\.json: the tokenizer of .* vocab_size is 96"):

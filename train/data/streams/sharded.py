@@ -112,7 +112,8 @@ class ShardedStarts(ShardedArray):
 
     def __init__(self, parts: Sequence[Part], shards: ShardedArray):
         super().__init__(parts)
-        self._bases = shards.ends - [part.length for part in shards.parts]
+        lengths = np.array([part.length for part in shards.parts], np.int64)
+        self._bases = shards.ends - lengths
         self._shard_ends = shards.ends
 
     def __getitem__(self, places: Any) -> np.ndarray:

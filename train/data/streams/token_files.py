@@ -46,7 +46,7 @@ def read_token_files(
     tokens = ShardedArray([each.part for each in found], limit)
     if not all(each.starts is not None for each in found):
         return TokenStream(tokens, None, ends_with=ends_with)
-    bases = tokens.ends - [each.part.length for each in found]
+    bases = tokens.ends - np.array([each.part.length for each in found], np.int64)
     starts = [
         each.starts + base
         for each, base in zip(found, bases, strict=True)
