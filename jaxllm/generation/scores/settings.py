@@ -123,5 +123,18 @@ def _biased(rules: Sequence[TokenRules], eos_ids: tuple[int, ...]) -> tuple[np.n
     return tokens_BWL, bias_BW
 
 
+def with_room(settings: Settings, num_sequences: int, length: int) -> Settings:
+    """Returns the settings with room for so many sequences with a bias, of this length."""
+    _, W, L = settings.biased_BWL.shape
+    if (num_sequences, length) == (W, L):
+        return settings
+    missing = (0, num_sequences - W)
+    padding = ((0, 0), missing, (length - L, 0))
+    return settings._replace(
+        biased_BWL=jnp.pad(settings.biased_BWL, padding, constant_values=-1),
+        bias_BW=jnp.pad(settings.bias_BW, ((0, 0), missing)),
+    )
+
+
 def _power_of_two(size: int) -> int:
     return 1 << (max(size, 1) - 1).bit_length()
