@@ -84,13 +84,12 @@ def _train(texts: list[str]) -> tokenizers.Tokenizer:
 def _ours(file: Path, tokenizer: Path, folder: Path) -> None:
     loaded = load_tokenizer(tokenizer, eos=END)
     files, sizes = sizes_of([str(file)])
+    made_by = {"tokenizer": str(tokenizer)}
     options = Options(
-        *(files, sizes, loaded.fingerprint, loaded.vocab_size),
-        *({"tokenizer": str(tokenizer)}, 0.0, "stop"),
+        files, sizes, loaded.fingerprint, loaded.vocab_size, made_by, held_out=0, bad_rows="stop"
     )
     source = functools.partial(
-        open_documents,
-        **{"tokenizer": str(tokenizer), "eos": END, "key": "text", "chat": False, "template": None},
+        open_documents, tokenizer=str(tokenizer), eos=END, key="text", chat=False, template=None
     )
     tokenize_files(source, options, folder, 1, lambda share, tokens: None)
 

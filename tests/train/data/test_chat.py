@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 from kinds import WAVES
+from tiers import examples
 from tiny import random_model
 from tokenizer_kinds import save_tokenizer
 from transformers import AutoTokenizer
@@ -44,7 +45,7 @@ def targets_of(batch) -> list[list[int]]:
     return sorted(found)
 
 
-@pytest.mark.parametrize("packing", ["best_fit", "padded"])
+@pytest.mark.parametrize("packing", examples(["best_fit", "padded"], "best_fit"))
 def test_targets_are_what_transformers_says_the_assistant_has_written(packing, tmp_path):
     folder = save_tokenizer("byte-level", tmp_path / "model", chat_template=TEMPLATE)
     records = [talk(number) for number in range(20)]

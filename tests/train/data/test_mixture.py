@@ -79,11 +79,11 @@ def test_every_row_of_a_source_has_a_turn_before_one_comes_again(config):
     _, length, _ = examples.mixing.lengths
     rows = [
         tuple(row)
-        for batch in take(batches, 400)
+        for batch in take(batches, 130)
         for row in batch["tokens"][batch["sources"][:, 1]].tolist()
     ]
     first, second = rows[:length], rows[length : 2 * length]
-    assert len(second) == length
+    assert len(second) == length > 30
     assert sorted(first) == sorted(second)
     assert first != second
 

@@ -41,14 +41,11 @@ class StreamWriter:
         ends = self.num_tokens + np.cumsum([0, *(len(each.ids) for each in documents)])
         self._starts.append(ends[:-1])
         self.num_documents, self.num_tokens = self.num_documents + len(documents), int(ends[-1])
-        joined = [token for each in documents for token in each.ids]
-        self._arrays["tokens"].append(joined)
-        if "targets" in self._arrays:
-            masks = [
-                np.ones(len(each.ids), bool) if each.is_target is None else each.is_target
-                for each in documents
-            ]
-            self._arrays["targets"].append(np.concatenate([np.zeros(0, bool), *masks]))
+        for each in documents:
+            self._arrays["tokens"].append(each.ids)
+            if "targets" in self._arrays:
+                targets = np.ones(len(each.ids), bool) if each.is_target is None else each.is_target
+                self._arrays["targets"].append(targets)
 
     def close(self) -> TokenStream:
         """Ends the stream and returns it; its files take their names, that of the tokens last."""

@@ -11,6 +11,7 @@ import pyarrow.parquet
 import pytest
 import zstandard
 from array_record.python.array_record_module import ArrayRecordWriter
+from tiers import examples
 
 from jaxllm.errors import UserError
 from jaxllm.train.data.files import BadRows, read_rows
@@ -105,7 +106,7 @@ def test_a_wrong_file_is_named(name, tmp_path):
         assert f"{path}: this is not a" in message_of(path)
 
 
-@pytest.mark.parametrize("name", WRITERS)
+@pytest.mark.parametrize("name", examples([*WRITERS], "a.jsonl.gz", "a.parquet"))
 def test_a_file_that_is_cut_short_is_named(name, tmp_path):
     path = tmp_path / name
     WRITERS[name](path, RECORDS)
@@ -199,7 +200,7 @@ def test_a_folder_of_the_package_datasets(tmp_path):
     assert "the splits train, test; give one" in message_of(tmp_path / "two")
 
 
-@pytest.mark.parametrize("name", ["a.jsonl.gz", "a.json", "a.parquet", "a.arrow", "a.array_record"])
+@pytest.mark.parametrize("name", examples([*WRITERS], "a.parquet"))
 def test_a_few_rows_are_in_memory_at_a_time(name, tmp_path):
     """Python's memory; pyarrow has its own, of a batch."""
     records = [{"text": "x" * 2000, "number": i} for i in range(10_000)]

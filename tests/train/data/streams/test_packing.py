@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tiers import examples
 from tiny import random_model, relative_l2
 
 from jaxllm.params import split
@@ -71,7 +72,7 @@ def test_documents_that_fit_are_whole_and_rows_are_full():
     np.testing.assert_array_equal(packed.rows.order, again.rows.order)
 
 
-@pytest.mark.parametrize("how", ["best_fit", "padded"])
+@pytest.mark.parametrize("how", examples(["best_fit", "padded"], "best_fit"))
 @pytest.mark.parametrize("kind", ["rope", pytest.param("learned", marks=pytest.mark.exhaustive)])
 def test_packed_documents_have_the_loss_and_the_gradients_of_each_alone(how, kind):
     rng = np.random.default_rng(0)
