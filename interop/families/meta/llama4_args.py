@@ -6,12 +6,12 @@ from jaxllm.config import DecoderConfig, ExpertsConfig, LayerKind, RopeScaling, 
 from jaxllm.interop.families.common.fields import Fields, Json
 from jaxllm.interop.families.common.layer_types import shortest_pattern, unsupported_layers
 from jaxllm.interop.families.common.llama_like import layers_with_mlp
-from jaxllm.interop.families.huggingface.llama4_text import (
+from jaxllm.interop.families.huggingface.multimodal.llama4_text import (
     build_temperature,
     llama4_experts,
     unsupported_experts,
 )
-from jaxllm.interop.families.huggingface.llama4_vision import (
+from jaxllm.interop.families.huggingface.multimodal.llama4_vision import (
     read_meta_vision,
     unsupported_by_meta_vision,
     write_meta_vision,

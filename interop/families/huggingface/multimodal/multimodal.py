@@ -13,18 +13,18 @@ from jaxllm.config import DecoderConfig
 from jaxllm.interop.families.common.family import Family, Layout, RuleTable
 from jaxllm.interop.families.common.fields import Fields, Json
 from jaxllm.interop.families.common.naming.hf_family import hf_family
+from jaxllm.interop.families.huggingface.output_norm.gemma2 import GEMMA2
+from jaxllm.interop.families.huggingface.output_norm.gemma3_text import GEMMA3_TEXT
+from jaxllm.interop.families.huggingface.output_norm.olmo2 import OLMO2
+from jaxllm.interop.families.huggingface.pre_norm.llama import LLAMA
+from jaxllm.interop.families.huggingface.pre_norm.mistral import MISTRAL
+from jaxllm.interop.families.huggingface.pre_norm.phi3 import PHI3
+from jaxllm.interop.families.huggingface.pre_norm.qwen2 import QWEN2
+from jaxllm.interop.families.huggingface.pre_norm.qwen3 import QWEN3
+from jaxllm.interop.families.huggingface.pre_norm.smollm3 import SMOLLM3
 from jaxllm.interop.formats.stored_tensor import StoredTensor
 
 from .class_defaults import CLASS_DEFAULTS
-from .gemma2 import GEMMA2
-from .gemma3_text import GEMMA3_TEXT
-from .llama import LLAMA
-from .mistral import MISTRAL
-from .olmo2 import OLMO2
-from .phi3 import PHI3
-from .qwen2 import QWEN2
-from .qwen3 import QWEN3
-from .smollm3 import SMOLLM3
 
 TEXT, TYPE, TIED = "text_config", "model_type", "tie_word_embeddings"
 ARCHITECTURES = "architectures"

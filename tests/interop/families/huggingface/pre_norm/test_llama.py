@@ -20,7 +20,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaFor
 from jaxllm.config import with_fields
 from jaxllm.interop import CheckpointError, inspect, load_pretrained, save_pretrained
 from jaxllm.interop.families import Layout
-from jaxllm.interop.families.huggingface.llama import LLAMA
+from jaxllm.interop.families.huggingface.pre_norm.llama import LLAMA
 from jaxllm.interop.loading.checkpoint_dir import open_known_checkpoint
 from jaxllm.models import build_abstract, with_scanned_layers
 from jaxllm.params import named_parameters, parameter_shardings, stacked_layers, with_arrays

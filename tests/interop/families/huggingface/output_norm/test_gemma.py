@@ -15,7 +15,7 @@ from jaxllm.config import DecoderConfig, LayerKind, make_config, with_fields
 from jaxllm.interop import load_pretrained
 from jaxllm.interop.families.common.family import Layout
 from jaxllm.interop.families.common.fields import Fields
-from jaxllm.interop.families.huggingface.gemma import (
+from jaxllm.interop.families.huggingface.output_norm.gemma import (
     read_gemma,
     refuse_gemma,
     table,

@@ -13,7 +13,7 @@ from tiers import examples, exhaustive
 from tiny import relative_l2
 
 from jaxllm.interop import CheckpointError, convert, load_pretrained, save_pretrained, verify
-from jaxllm.interop.families.huggingface.multimodal import MULTIMODAL
+from jaxllm.interop.families.huggingface.multimodal.multimodal import MULTIMODAL
 from jaxllm.interop.parity.checkpoint import check_checkpoint
 
 TEXT = {**SIZES, "num_hidden_layers": 2, "head_dim": 8}

@@ -3,7 +3,7 @@
 import pytest
 from transformers import CONFIG_MAPPING
 
-from jaxllm.interop.families.huggingface.class_defaults import CLASS_DEFAULTS
+from jaxllm.interop.families.huggingface.multimodal.class_defaults import CLASS_DEFAULTS
 
 
 @pytest.mark.parametrize("model_type", CLASS_DEFAULTS)

@@ -10,7 +10,7 @@ from hf_case import randomize
 from jaxllm.config import DecoderConfig, RelativeBuckets, make_config
 from jaxllm.interop import load_pretrained
 from jaxllm.interop.families import Layout
-from jaxllm.interop.families.huggingface.t5_encoder import T5_ENCODER
+from jaxllm.interop.families.huggingface.encoder_decoder.t5_encoder import T5_ENCODER
 
 SIZES = {"vocab_size": 96, "d_model": 48, "d_kv": 16, "d_ff": 56, "num_layers": 1, "num_heads": 6}
 

@@ -13,7 +13,7 @@ from jaxllm.config import DecoderConfig, VisionConfig
 from jaxllm.interop.families.common.config_fields import fields_read
 from jaxllm.interop.families.common.fairscale import split_sizes, without_shards
 from jaxllm.interop.families.common.fields import Fields
-from jaxllm.interop.families.huggingface.llama4_vision import (
+from jaxllm.interop.families.huggingface.multimodal.llama4_vision import (
     HF_NAMES,
     IMAGE_TOKEN,
     META_NAMES,
