@@ -10,6 +10,7 @@ from jaxllm.interop.families.huggingface.multimodal.llama4_text import (
     build_temperature,
     llama4_experts,
     unsupported_experts,
+    unsupported_temperature,
 )
 from jaxllm.interop.families.huggingface.multimodal.llama4_vision import (
     read_meta_vision,
@@ -128,6 +129,7 @@ def unsupported_by_llama4(config: DecoderConfig) -> dict[str, bool]:
         "layers without RoPE other than every n-th": _interval(_nope(config), config) == 0,
         "experts on layers other than every n-th": _interval(_moe(config), config) == 0,
         **unsupported_experts(config),
+        **unsupported_temperature(config),
         **unsupported_by_meta_vision(config),
     }
 

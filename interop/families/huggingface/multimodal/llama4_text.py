@@ -146,9 +146,22 @@ def unsupported(config: DecoderConfig) -> dict[str, bool]:
         **unsupported_by_one_bias(config),
         **unsupported_layers(config, attention=("full", "chunk"), rope=("global", "none")),
         **unsupported_experts(config),
+        **unsupported_temperature(config),
         "a fractional attention.temperature.floor_scale": (
             temperature is not None and not temperature.floor_scale.is_integer()
         ),
+    }
+
+
+def unsupported_temperature(config: DecoderConfig) -> dict[str, bool]:
+    """Flags a temperature that is not that of layers without RoPE, or counts from another token."""
+    given, usual = config.attention.temperature, TemperatureConfig()
+    return {
+        f"attention.temperature.{name}={getattr(given, name)!r}": (
+            getattr(given, name) != getattr(usual, name)
+        )
+        for name in ("offset", "layers")
+        if given is not None
     }
 
 
