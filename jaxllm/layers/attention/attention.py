@@ -75,14 +75,13 @@ class Attention(nnx.Module):
         q_BTNH, k_BTKH, v_BTKH = project_together(projections, x_BTD)
         q_BTNH = self.normalize_and_rotate(q_BTNH, self.q_norm, positions_BT)
         k_BTKH = self.normalize_and_rotate(k_BTKH, self.k_norm, positions_BT)
-        q_BTNH = self.scale_by_temperature(q_BTNH, positions_BT)
-        if self.config.attention.scale_by_depth:
-            assert context.depth is not None, "set by the stack"
-            q_BTNH = (q_BTNH / context.depth).astype(q_BTNH.dtype)
-        q_BTNH = constrain(q_BTNH, "BTNH")
+        q_BTNH = constrain(self.scale_by_temperature(q_BTNH, positions_BT), "BTNH")
         k_BTKH = constrain(k_BTKH, "BTKH")
         v_BTKH = constrain(v_BTKH, "BTKH")
         q_BTNH, k_BTKH, v_BTKH = apply_hook(self, q=q_BTNH, k=k_BTKH, v=v_BTKH)
+        if self.config.attention.scale_by_depth:
+            assert context.depth is not None, "set by the stack"
+            q_BTNH = (q_BTNH / context.depth).astype(q_BTNH.dtype)
         if cache is None:
             out_BTNH = self.attend(q_BTNH, k_BTKH, v_BTKH, context, positions_BT)
         else:

@@ -1,6 +1,7 @@
 """T5 in the Hugging Face format (`model_type: t5`): the original, v1.1 and Flan."""
 
 from collections.abc import Collection, Mapping
+from typing import Any
 
 from jaxllm.config import EncoderDecoderConfig, RelativeBuckets, StackConfig
 from jaxllm.interop.families.common.encoder_decoder import refuse_both
@@ -18,25 +19,47 @@ from jaxllm.interop.rules.rule import Rule
 NAMES = ("q", "k", "v", "o")
 HEAD = "lm_head.weight"
 EMBEDDINGS = ("shared.weight", "encoder.embed_tokens.weight")
+# The defaults of T5's config class in which other classes differ.
+USUAL: Json = {
+    "vocab_size": 32128,
+    "d_ff": 2048,
+    "num_layers": 6,
+    "num_heads": 8,
+    "feed_forward_proj": "relu",
+}
 
 
 def read_config(fields: Fields, stored: Mapping[str, StoredTensor]) -> tuple[Json, Layout]:
     """Reads a `config.json` as transformers 4 or 5 writes it."""
     fields.require("is_encoder_decoder", True)
-    return read_stacks(fields, HEAD in stored), Layout()
+    return read_t5(fields, HEAD in stored), Layout()
 
 
-def read_stacks(fields: Fields, has_own_head: bool) -> Json:
-    """Reads all fields of both stacks.
+def read_t5(fields: Fields, has_own_head: bool) -> Json:
+    """Reads all fields of both stacks; `has_own_head` says whether a head is stored."""
+    is_tied = fields.take("tie_word_embeddings", bool, True)
+    is_scaled = fields.take("scale_decoder_outputs", bool, is_tied)
+    # transformers 5 takes every T5 as tied, unless the checkpoint stores a separate head.
+    ties_head = not has_own_head or (is_tied and is_scaled)
+    return read_stacks(fields, ties_head=ties_head, is_scaled=is_scaled)
+
+
+def read_stacks(
+    fields: Fields, usual: Mapping[str, Any] = USUAL, *, ties_head: bool, is_scaled: bool
+) -> Json:
+    """Reads all fields of both stacks, but for those of the head.
 
     Args:
         fields: the config file.
-        has_own_head: whether a head is stored.
+        usual: the defaults of the family's config class.
+        ties_head: whether the head is tied.
+        is_scaled: whether logits are scaled.
     """
     fields.require("is_decoder", False)
-    width, heads = fields.take("d_model", int, 512), fields.take("num_heads", int, 8)
-    is_tied = fields.take("tie_word_embeddings", bool, True)
-    is_scaled = fields.take("scale_decoder_outputs", bool, is_tied)
+    width, heads = (
+        fields.take("d_model", int, 512),
+        fields.take("num_heads", int, usual["num_heads"]),
+    )
     buckets = RelativeBuckets(
         count=fields.take("relative_attention_num_buckets", int, 32),
         max_distance=fields.take("relative_attention_max_distance", int, 128),
@@ -46,23 +69,22 @@ def read_stacks(fields: Fields, has_own_head: bool) -> Json:
         "num_heads": heads,
         "num_kv_heads": heads,
         "head_dim": fields.take("d_kv", int, 64),
-        "mlp_dim": fields.take("d_ff", int, 2048),
+        "mlp_dim": fields.take("d_ff", int, usual["d_ff"]),
         "max_len": fields.take("n_positions", int, 512),
         "norms.eps": fields.take("layer_norm_epsilon", float, 1e-6),
         "positions.kind": "relative",
         "positions.relative": buckets,
         "attention.scale": 1.0,
         "numerics.wide_residual": True,  # transformers keeps `wo` in float32, and so its sums
-        **_read_feed_forward(fields),
+        **_read_feed_forward(fields, usual["feed_forward_proj"]),
     }
-    layers = fields.take("num_layers", int, 6)
+    layers = fields.take("num_layers", int, usual["num_layers"])
     decoder = {
         "num_layers": fields.take("num_decoder_layers", int, layers),
         "attention.cross": True,
-        "vocab_size": fields.take("vocab_size", int, 32128),
+        "vocab_size": fields.take("vocab_size", int, usual["vocab_size"]),
         "head.scale": max(width, 1) ** -0.5 if is_scaled else 1.0,
-        # transformers 5 takes every T5 as tied, unless the checkpoint stores a separate head.
-        "head.tied": not has_own_head or (is_tied and is_scaled),
+        "head.tied": ties_head,
     }
     start = fields.take("decoder_start_token_id", int, fields.take("pad_token_id", int, 0))
     return {
@@ -72,9 +94,9 @@ def read_stacks(fields: Fields, has_own_head: bool) -> Json:
     }
 
 
-def _read_feed_forward(fields: Fields) -> Json:
+def _read_feed_forward(fields: Fields, usual: str) -> Json:
     """Reads activation and gating: "relu", or "gated-gelu", which means the tanh approximation."""
-    given = fields.take("feed_forward_proj", str, "relu")
+    given = fields.take("feed_forward_proj", str, usual)
     name = "gelu_new" if given == "gated-gelu" else given.removeprefix("gated-")
     if name not in ACTIVATIONS:
         fields.problems.append(f"feed_forward_proj={given!r} is not supported")
@@ -90,10 +112,24 @@ def write_config(config: EncoderDecoderConfig, base: Json) -> Json:
 
     If the head is tied and logits are not scaled, or the reverse, only transformers 5 can read it.
     """
+    scale = config.decoder.embed_dim**-0.5
+    return {
+        **write_stacks(config, base, "t5", "T5ForConditionalGeneration", scales=(1.0, scale)),
+        "scale_decoder_outputs": config.decoder.head.scale != 1.0,
+    }
+
+
+def write_stacks(
+    config: EncoderDecoderConfig,
+    base: Json,
+    model_type: str,
+    architecture: str,
+    scales: Collection[float],
+) -> Json:
+    """Writes the fields of `read_stacks`; refuses factors of logits that are not in `scales`."""
     encoder, decoder = config.encoder, config.decoder
-    scale = decoder.embed_dim**-0.5
     refuse_both(
-        "model_type 't5'",
+        f"model_type {model_type!r}",
         config,
         *("positions.kind", "positions.relative", "attention.scale"),
         *("mlp.activation", "mlp.gated"),
@@ -103,20 +139,20 @@ def write_config(config: EncoderDecoderConfig, base: Json) -> Json:
             f"positions.kind={encoder.positions.kind!r}": encoder.positions.kind != "relative",
             f"attention.scale={encoder.attention.scale}": encoder.attention.scale != 1.0,
             f"num_kv_heads={encoder.num_kv_heads}": encoder.num_kv_heads != encoder.num_heads,
-            f"head.scale={decoder.head.scale}": decoder.head.scale not in (1.0, scale),
+            f"head.scale={decoder.head.scale}": decoder.head.scale not in scales,
             f"source_vocab_size={config.source_vocab_size}": config.source_vocab_size is not None,
         },
     )
     return {
-        "architectures": ["T5ForConditionalGeneration"],
+        "architectures": [architecture],
         "pad_token_id": 0,
         **{name: value for name, value in base.items() if name != "dtype"},
         "is_encoder_decoder": True,
         "vocab_size": decoder.vocab_size,
         **write_encoder(encoder),
+        "model_type": model_type,
         "num_decoder_layers": decoder.num_layers,
         "tie_word_embeddings": decoder.head.tied,
-        "scale_decoder_outputs": decoder.head.scale != 1.0,
         "decoder_start_token_id": config.start_token,
         "torch_dtype": decoder.numerics.param_dtype,
     }

@@ -10,7 +10,7 @@ from jaxllm.interop.families.common.unsupported import refuse, unsupported_value
 from jaxllm.interop.formats.stored_tensor import StoredTensor
 from jaxllm.interop.rules.rule import Rule
 
-from .t5 import EMBEDDINGS, is_encoder_alone, read_stacks, stack_rules, write_encoder
+from .t5 import EMBEDDINGS, is_encoder_alone, read_t5, stack_rules, write_encoder
 
 # Settings of every encoder of T5.
 FIXED: Json = {"positions.kind": "relative", "attention.scale": 1.0, "attention.causal": False}
@@ -19,7 +19,7 @@ FIXED: Json = {"positions.kind": "relative", "attention.scale": 1.0, "attention.
 def read_config(fields: Fields, stored: Mapping[str, StoredTensor]) -> tuple[Json, Layout]:
     """Reads a `config.json`, whose fields about the decoder are ignored."""
     fields.require("is_encoder_decoder", True, False)
-    both = read_stacks(fields, has_own_head=False)
+    both = read_t5(fields, has_own_head=False)
     vocab_size = both["decoder"]["vocab_size"]
     return {**both["encoder"], "vocab_size": vocab_size, "head.kind": "none"}, Layout()
 

@@ -59,7 +59,7 @@ def read_config(fields: Fields, stored: Mapping[str, StoredTensor]) -> tuple[Jso
 
 def _read_layers(fields: Fields) -> Json:
     """Reads the pattern of layers, the window and the experts."""
-    window, sparse = _read_window(fields), _read_sparse_layers(fields)
+    window, sparse = _read_window(fields), read_sparse_layers(fields)
     experts = _read_experts(fields)
     kinds = [
         LayerKind(
@@ -83,7 +83,7 @@ def _read_window(fields: Fields) -> int | None:
     return window
 
 
-def _read_sparse_layers(fields: Fields) -> list[bool]:
+def read_sparse_layers(fields: Fields) -> list[bool]:
     """Whether each layer has experts: every n-th one, except those in `mlp_only_layers`."""
     count, step = fields.take("num_hidden_layers", int), fields.take("decoder_sparse_step", int, 1)
     dense = fields.take("mlp_only_layers", list, [])

@@ -26,14 +26,20 @@ from jaxllm.interop.rules.rule import Rule
 PREFIX, EMBEDDING = "transformer.", "wte.weight"
 SUPPORTED = (
     *("norms.kind", "positions.kind", "attention.qkv_bias", "attention.out_bias"),
-    *("attention.scale", "mlp.activation", "mlp.gated", "mlp.bias", "head.tied"),
+    *(
+        "attention.scale",
+        "attention.scale_by_depth",
+        "mlp.activation",
+        "mlp.gated",
+        "mlp.bias",
+        "head.tied",
+    ),
 )
 
 
 def read_config(fields: Fields, stored: Mapping[str, StoredTensor]) -> tuple[Json, Layout]:
     """Reads a `config.json`."""
     fields.ignore("reorder_and_upcast_attn")  # scores are always computed as it requests
-    fields.require("scale_attn_by_inverse_layer_idx", False)
     fields.require("add_cross_attention", False)
     width, heads = fields.take("n_embd", int, 768), fields.take("n_head", int, 12)
     is_scaled = fields.take("scale_attn_weights", bool, True)
@@ -52,6 +58,7 @@ def read_config(fields: Fields, stored: Mapping[str, StoredTensor]) -> tuple[Jso
         "attention.qkv_bias": True,
         "attention.out_bias": True,
         "attention.scale": None if is_scaled else 1.0,
+        "attention.scale_by_depth": fields.take("scale_attn_by_inverse_layer_idx", bool, False),
         "mlp.activation": read_activation(fields, "activation_function", "gelu_new"),
         "mlp.gated": False,
         "mlp.bias": True,
@@ -95,6 +102,7 @@ def write_config(config: DecoderConfig, base: Json) -> Json:
         "n_positions": config.max_len,
         "layer_norm_epsilon": config.norms.eps,
         "scale_attn_weights": attention.scale is None,
+        "scale_attn_by_inverse_layer_idx": attention.scale_by_depth,
         "tie_word_embeddings": config.head.tied,
         "initializer_range": config.init.std,
         "torch_dtype": config.numerics.param_dtype,

@@ -9,9 +9,10 @@ from jaxllm.interop.families.common.layer_types import require_full_attention
 from jaxllm.interop.families.common.llama_like import (
     attention_rules,
     decoder_table,
+    end_rules,
     gated_mlp_rules,
+    head_rules,
     norm_rules,
-    outer_rules,
     read_attention_bias,
     read_decoder,
     write_decoder,
@@ -24,6 +25,7 @@ from jaxllm.interop.families.common.unsupported import (
     unsupported_values,
 )
 from jaxllm.interop.formats.stored_tensor import StoredTensor
+from jaxllm.interop.rules.rule import Rule
 
 FIXED = {"norms.kind": "rms_float32", "norms.placement": "output", "attention.qk_norm": "full"}
 
@@ -68,13 +70,17 @@ def write_config(config: DecoderConfig, base: Json) -> Json:
 
 def table(config: DecoderConfig, layout: Layout) -> RuleTable:
     """Returns the rules for every tensor of OLMo 2."""
-    rules = [
-        *outer_rules(config),
+    return decoder_table(config, [*olmo2_rules(config, layout), *head_rules(config)])
+
+
+def olmo2_rules(config: DecoderConfig, layout: Layout) -> list[Rule]:
+    """Returns the rules for every tensor but the head."""
+    return [
+        *end_rules(),
         *norm_rules(attn_norm="post_attention_layernorm", mlp_norm="post_feedforward_layernorm"),
         *attention_rules(config),
         *gated_mlp_rules(config),
     ]
-    return decoder_table(config, rules)
 
 
 OLMO2 = hf_family("olmo2", read_config, write_config, table)
