@@ -8,7 +8,7 @@ from side_by_side import Comparison, compare
 from jaxllm.config import DecoderConfig
 from jaxllm.generation import generate
 from jaxllm.interop import load_pretrained
-from jaxllm.interop.families.huggingface.llama import write_config
+from jaxllm.interop.families.huggingface.pre_norm.llama import write_config
 from jaxllm.interop.reference.transformers_models import (
     generate_greedily,
     open_exported,

@@ -1,6 +1,7 @@
-"""`python benchmarks/families.py`: measures every family case and writes docs/families.md.
+"""`python benchmarks/families.py [FAMILY ...]`: measures every case and writes docs/families.md.
 
-The tests enforce the tolerances for the same cases; the page reports the measured errors.
+The tests enforce the tolerances for the same cases; the page reports the measured errors. Given
+families, only their cases are measured, and the page keeps its other rows and tables.
 """
 
 import os
@@ -93,7 +94,22 @@ def differing_bits(theirs: dict[str, tuple], ours: dict[str, tuple]) -> int:
     return count
 
 
-def page(rows: dict[str, Measured]) -> str:
+def line(name: str, row: Measured) -> str:
+    """Renders the row of a case."""
+    return (
+        f"| {name} | {row.tensors} | {row.relative_l2:.1e} | {row.largest:.1e} "
+        f"| {row.differing_bits} | {row.not_loaded} |"
+    )
+
+
+def kept_lines() -> tuple[dict[str, str], str]:
+    """Returns the rows of the page as it is, by case, and the sections after them."""
+    first, mark, rest = PAGE.read_text().partition("\n## ")
+    rows = {text.split("|")[1].strip(): text for text in first.splitlines() if text[:2] == "| "}
+    return rows, mark.lstrip("\n") + rest
+
+
+def page(rows: dict[str, str]) -> str:
     """Renders the page in Markdown."""
     versions = f"transformers {transformers.__version__}, torch {torch.__version__.split('+')[0]}"
     lines = [
@@ -106,7 +122,8 @@ def page(rows: dict[str, Measured]) -> str:
         f"against {versions}. Each model was then exported, compared with the",
         "original bit by bit, and opened by `from_pretrained`. The tests require a relative L2",
         "error of at most 1e-5, and zeros in the last two columns.",
-        "`python benchmarks/families.py` writes this page.",
+        "`python benchmarks/families.py` writes this page, and with the names of families, only",
+        "their rows.",
         "",
         "The text part of multimodal models is read by the family of its text config, and",
         "its logits for text alone are compared in the tests: `gemma3`, `mistral3`, `llava`,",
@@ -116,18 +133,17 @@ def page(rows: dict[str, Measured]) -> str:
         "| family / case | tensors | relative L2 | max abs d / rms | differing bits | not loaded |",
         "|---|---|---|---|---|---|",
     ]
-    lines += [
-        f"| {name} | {row.tensors} | {row.relative_l2:.1e} | {row.largest:.1e} "
-        f"| {row.differing_bits} | {row.not_loaded} |"
-        for name, row in rows.items()
-    ]
+    lines += [rows[name] for name in CASES]
     return "\n".join(lines) + "\n"
 
 
 if __name__ == "__main__":
-    rows = {}
+    chosen = sys.argv[1:]
+    rows, others = kept_lines() if chosen else ({}, "")
     for name, case in CASES.items():
-        rows[name] = measure(case)
-        print(name, rows[name], flush=True)
+        if not chosen or name.partition("/")[0] in chosen:
+            measured = measure(case)
+            rows[name] = line(name, measured)
+            print(name, measured, flush=True)
     PAGE.parent.mkdir(exist_ok=True)
-    PAGE.write_text(f"{page(rows)}\n{levels.section(levels.measure_all())}")
+    PAGE.write_text(f"{page(rows)}\n{others or levels.section(levels.measure_all())}")

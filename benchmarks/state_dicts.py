@@ -21,7 +21,7 @@ from side_by_side import Comparison, compare
 
 from jaxllm.config import with_fields
 from jaxllm.interop import from_torch, to_torch
-from jaxllm.interop.families.huggingface.llama import LLAMA as FAMILY
+from jaxllm.interop.families.huggingface.pre_norm.llama import LLAMA as FAMILY
 from jaxllm.interop.optimizer_state.parameter_order import build_without_weights
 from jaxllm.models import Model
 from jaxllm.params import named_parameters

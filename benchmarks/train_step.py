@@ -11,7 +11,7 @@ import numpy as np
 from side_by_side import Comparison, compare
 
 from jaxllm.config import DecoderConfig, with_fields
-from jaxllm.interop.families.huggingface.llama import write_config
+from jaxllm.interop.families.huggingface.pre_norm.llama import write_config
 from jaxllm.interop.reference.transformers_models import require_torch
 from jaxllm.params import initialize, split
 from jaxllm.train import TrainConfig, make_mesh

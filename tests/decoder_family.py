@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,10 +12,11 @@ import pytest
 import torch
 import transformers
 from hf_case import Case, stored, tokens_of
-from tiers import examples, exhaustive
+from tiers import in_tiers
 from tiny import relative_l2
 
 from jaxllm.interop import load_pretrained, save_pretrained
+from jaxllm.interop.families import FAMILIES
 from jaxllm.models import Model, with_scanned_layers
 
 TOLERANCE = 1e-5  # relative L2 of logits, float32
@@ -22,6 +24,13 @@ TOLERANCE = 1e-5  # relative L2 of logits, float32
 
 # Families that differ most in their layers and caches: full, windowed, sparse.
 DIVERSE = {"llama", "gemma3_text", "mixtral"}
+# Families that consist of parts which others have as well. `make test-exhaustive` runs their plain
+# cases, and `make test-campaigns` their variants.
+COMPOSED = {
+    *("bloom", "cohere", "cwm", "ernie4_5", "exaone4", "falcon", "gemma", "glm", "glm4"),
+    *("gpt_bigcode", "gpt_neo", "gptj", "ministral", "ministral3", "olmo", "olmo3", "olmoe", "opt"),
+    *("phi", "seed_oss", "stablelm", "starcoder2"),
+}
 
 
 class Built(NamedTuple):
@@ -48,6 +57,14 @@ def logits_of(model, tokens):
     return model(tokens).logits
 
 
+def tier_of(name: str, *, is_for_plain: bool) -> str:
+    """Returns the tier in which a case runs, of a test for all cases or for plain ones only."""
+    family, is_variant = name.partition("/")[0], "/" in name
+    if family in COMPOSED:
+        return "campaign" if is_variant or is_for_plain else "exhaustive"
+    return "exhaustive" if is_variant or (is_for_plain and family not in DIVERSE) else ""
+
+
 class DecoderFamily:
     """The tests of a family; a subclass defines its cases."""
 
@@ -57,9 +74,7 @@ class DecoderFamily:
         if "case" in metafunc.fixturenames:
             is_for_plain = getattr(metafunc.function, "is_for_plain_case", False)
             names = [name for name in self.cases if not (is_for_plain and "/" in name)]
-            plain = [name for name in names if "/" not in name]
-            kept = [name for name in plain if not is_for_plain or name in DIVERSE]
-            params = examples(names, *kept) if kept else exhaustive(names)
+            params = in_tiers(names, partial(tier_of, is_for_plain=is_for_plain))
             metafunc.parametrize("case", params, indirect=True, scope="class")
 
     @pytest.fixture(scope="class")
@@ -120,6 +135,25 @@ class DecoderFamily:
             assert relative_l2(found, expected) <= 1e-6
         else:
             np.testing.assert_array_equal(found.numpy(), expected.numpy())
+
+    @pytest.mark.exhaustive
+    def test_a_new_config_of_the_family_means_the_same(self, case, tmp_path):
+        """Its own family writes it, even where a model is written as a more general one."""
+        family = next(family for family in FAMILIES if family.name == case.family)
+        for file in case.folder.glob("*.safetensors*"):
+            (tmp_path / file.name).symlink_to(file)
+        written = family.write_config(case.model.config, {})
+        (tmp_path / "config.json").write_text(json.dumps(written))
+        again = load_pretrained(tmp_path)
+        assert (again.origin.family, again.config) == (case.family, case.model.config)
+        rebuilt = type(case.original).from_pretrained(tmp_path, attn_implementation="eager").eval()
+        tokens = torch.tensor(tokens_of(case.original, batch_size=1))
+        with torch.no_grad():
+            expected, found = (
+                model(input_ids=tokens, use_cache=False).logits
+                for model in (case.original, rebuilt)
+            )
+        np.testing.assert_array_equal(found.numpy(), expected.numpy())
 
     @once
     def test_cached_equals_uncached(self, case):

@@ -20,13 +20,16 @@ class Case:
     prefix: str
     arguments: Mapping[str, Any]
     has_own_head: bool = False  # untied head; transformers 5 ties it whatever the config says
+    written_as: str = ""  # the model_type on export, if it is a more general one
+    model_class: str = ""  # by default the prefix and "ForConditionalGeneration"
 
     def build(self) -> torch.nn.Module:
         """Builds the model with random numbers in every tensor; no norm scale is 1."""
         config = getattr(transformers, f"{self.prefix}Config")(
             **self.arguments, attn_implementation="eager"
         )
-        model = getattr(transformers, f"{self.prefix}ForConditionalGeneration")(config)
+        name = self.model_class or f"{self.prefix}ForConditionalGeneration"
+        model = getattr(transformers, name)(config)
         if self.has_own_head:
             model.lm_head.weight = torch.nn.Parameter(torch.empty_like(model.lm_head.weight))
         for name, buffer in model.named_buffers():
@@ -62,6 +65,9 @@ def inputs_of(model: torch.nn.Module, seed: int = 1) -> Inputs:
     rng = np.random.default_rng(seed)
     lengths = {"src": (LENGTH, 203, 1), "tgt": (171, LENGTH, 250)}
     tokens = {name: rng.integers(0, model.config.vocab_size, (3, LENGTH)) for name in lengths}
+    if any(hasattr(part, "create_position_ids_from_input_ids") for part in model.modules()):
+        padding = model.config.pad_token_id  # has no position in such a model
+        tokens = {name: np.where(rows == padding, 0, rows) for name, rows in tokens.items()}
     masks = {
         name: (np.arange(LENGTH) < np.array(own)[:, None]).astype(np.int32)
         for name, own in lengths.items()

@@ -12,7 +12,7 @@ Kind = TypeVar("Kind")
 def collect(kind: type[Kind]) -> dict[str, Kind]:
     """Returns all cases of a class by name; the part of a name before a slash is the family."""
     found: dict[str, Kind] = {}
-    for file in sorted(FOLDER.glob("test_*.py")):
+    for file in sorted(FOLDER.rglob("test_*.py")):
         if "\nCASES" not in file.read_text(encoding="utf-8"):
             continue
         spec = importlib.util.spec_from_file_location(f"cases_of_{file.stem}", file)

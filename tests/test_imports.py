@@ -119,6 +119,7 @@ TABLE: dict[str, dict[str, set[str]]] = {
     "jaxllm.interop.families": {
         "common": set(),
         "huggingface": {"common"},
+        "discovery": {"common"},
         "gguf": {"common"},
         "meta": {"common", "huggingface"},
         "source_systems": {"common", "meta"},

@@ -6,7 +6,7 @@ third.
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import pytest
@@ -32,6 +32,12 @@ def exhaustive(values: Iterable[Any]) -> list[Any]:
         )
         for value in values
     ]
+
+
+def in_tiers(values: Iterable[Any], tier_of: Callable[[Any], str]) -> list[Any]:
+    """Returns names as test parameters, each marked with its tier: "", exhaustive or campaign."""
+    marks = {"": (), **{tier: getattr(pytest.mark, tier) for tier in ("exhaustive", "campaign")}}
+    return [pytest.param(value, marks=marks[tier_of(value)]) for value in values]
 
 
 def divide_cases(items: Sequence[pytest.Item]) -> None:

@@ -2,27 +2,10 @@
 
 from collections.abc import Collection
 
+from . import huggingface
 from .common.family import Derived, Family, Layout, RuleTable
 from .common.fields import Fields
-from .huggingface.bart import BART
-from .huggingface.gemma2 import GEMMA2
-from .huggingface.gemma3_text import GEMMA3_TEXT
-from .huggingface.gpt2 import GPT2
-from .huggingface.gpt_neox import GPT_NEOX
-from .huggingface.llama import LLAMA
-from .huggingface.llama4 import LLAMA4
-from .huggingface.llama4_text import LLAMA4_TEXT
-from .huggingface.mistral import MISTRAL
-from .huggingface.mixtral import MIXTRAL
-from .huggingface.multimodal import MULTIMODAL
-from .huggingface.olmo2 import OLMO2
-from .huggingface.phi3 import PHI3
-from .huggingface.qwen2 import QWEN2
-from .huggingface.qwen3 import QWEN3
-from .huggingface.qwen3_moe import QWEN3_MOE
-from .huggingface.smollm3 import SMOLLM3
-from .huggingface.t5 import T5
-from .huggingface.t5_encoder import T5_ENCODER
+from .discovery import families_in
 from .meta.llama import META_LLAMA
 from .source_systems.components_encoder_decoder import COMPONENTS_ENCODER_DECODER
 from .source_systems.components_sequence import COMPONENTS_AUTOREGRESSIVE, COMPONENTS_REGRESSION
@@ -33,27 +16,14 @@ from .source_systems.tlama import TLAMA
 
 __all__ = ["FAMILIES", "Derived", "Family", "Fields", "Layout", "RuleTable", "variant_of"]
 
-# If several families support a model, the first one is written.
+# If several families support a model, the first one is written: the most widely read ones.
+_FIRST = (
+    *("llama", "mistral", "qwen2", "qwen3", "smollm3", "olmo2", "phi3", "gemma2", "gemma3_text"),
+    *("gpt2", "gpt_neox", "mixtral", "qwen3_moe", "llama4_text", "llama4", "t5", "t5_encoder"),
+    "bart",
+)
 FAMILIES = (
-    LLAMA,
-    MISTRAL,
-    QWEN2,
-    QWEN3,
-    SMOLLM3,
-    OLMO2,
-    PHI3,
-    GEMMA2,
-    GEMMA3_TEXT,
-    GPT2,
-    GPT_NEOX,
-    MIXTRAL,
-    QWEN3_MOE,
-    LLAMA4_TEXT,
-    LLAMA4,
-    T5,
-    T5_ENCODER,
-    BART,
-    *MULTIMODAL,
+    *families_in(huggingface, _FIRST),
     META_LLAMA,
     TLAMA,
     LLM,

@@ -1,5 +1,6 @@
 """Binds rules to axis sizes and checks that together they write no tensor or array twice."""
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -35,14 +36,26 @@ def bind(rules: Sequence[Rule], sizes: Sizes, stacks: Stacks) -> tuple[BoundRule
 
 
 def fused_parts(rules: Sequence[BoundRule]) -> dict[str, dict[str, tuple[int, ...]]]:
-    """Returns the parts of each fused tensor: their names and shapes, in order of concatenation."""
+    """Returns the parts of each fused tensor: their names and shapes, in order of concatenation.
+
+    That is the order of the rules, but parts whose names begin with an index go by that first.
+    """
     fused: dict[str, dict[str, tuple[int, ...]]] = {}
     for bound in rules:
         for name, shape in bound.stored():
             whole, is_part, _ = name.partition("#")
             if is_part:
                 fused.setdefault(whole, {})[name] = shape
-    return fused
+    return {
+        whole: dict(sorted(parts.items(), key=lambda part: _leading_index(part[0])))
+        for whole, parts in fused.items()
+    }
+
+
+def _leading_index(name: str) -> int:
+    """Returns the index that the part of a name begins with, or 0."""
+    found = re.match(r"\d+", name.partition("#")[2])
+    return int(found[0]) if found else 0
 
 
 def split_fused(

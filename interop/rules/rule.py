@@ -12,6 +12,8 @@ of a fused tensor, whose parts are concatenated along its first dimension in the
     Rule("h.{L}.qkv.weight#q : (N H) D", "layers.{L}.attn.q_proj.kernel : D N H"),
     Rule("h.{L}.qkv.weight#k : (K H) D", "layers.{L}.attn.k_proj.kernel : D K H"),
 
+Parts that begin with an index, `#{K}q`, go by that index first: all parts of K = 0, then of K = 1.
+
 Both sides must have the same axes. So a rule only relabels indices and is a bijection: the one line
 gives both directions, a round trip returns the same bits, and any part of an array can be traced
 back to the parts of the tensors that hold it.

@@ -7,8 +7,9 @@ from .checks import check_fields, check_positive
 
 # Normalization of queries and keys. "head": per head, before RoPE. "full": over all heads of a
 # token together, before RoPE. "after_rope": per head and without a learned scale, after RoPE, on
-# layers with RoPE only.
-QKNorm = Literal["none", "head", "full", "after_rope"]
+# layers with RoPE only. "each_head": per head, with a scale of its own for each, as layer norm
+# without bias, before RoPE.
+QKNorm = Literal["none", "head", "full", "after_rope", "each_head"]
 # How self-attention is computed. "blocks": by matmuls, in blocks of queries. "splash": the kernel
 # for TPUs. "triton": the kernel for GPUs. "auto": the kernel of the devices, if they have one that
 # computes what the model asks for.
@@ -19,14 +20,16 @@ AttentionKernel = Literal["auto", "blocks", "splash", "triton"]
 class TemperatureConfig:
     """Position-dependent attention temperature (Llama 4).
 
-    Multiplies the query at position p by `1 + scale * ln(1 + floor((p + 1) / floor_scale))`, on
-    layers without RoPE, which have no other information on positions.
+    Multiplies the query at position p by `1 + scale * ln(1 + floor((p + offset) / floor_scale))`.
     """
 
     __pydantic_config__: ClassVar = {"extra": "forbid"}
 
     scale: float = 0.1
     floor_scale: float = 8192.0
+    offset: int = 1
+    # On which layers: those without RoPE, which have no other information on positions, or all.
+    layers: Literal["without_rope", "all"] = "without_rope"
 
     def __post_init__(self) -> None:
         check_fields(self, "attention.temperature.")
@@ -45,6 +48,7 @@ class AttentionConfig:
     out_bias: bool = False
     qk_norm: QKNorm = "none"
     scale: float | None = None  # factor of the scores; None: 1 / sqrt(head_dim)
+    scale_by_depth: bool = False  # whether layer i, from 1 on, also divides the scores by i
     softcap: float | None = None  # scores become cap * tanh(score / cap)
     temperature: TemperatureConfig | None = None
     # Tokens that a query attends to, its own included, on layers of kind attention="window".

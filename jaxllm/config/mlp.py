@@ -37,6 +37,8 @@ class ExpertsConfig:
     normalize: bool = False  # whether the weights of the chosen experts are scaled to sum to 1
     scale: Literal["output", "input"] = "output"  # which side of an expert its weight multiplies
     shared_mlp_dim: int | None = None  # of a shared expert that every token goes to as well
+    # Whether the shared expert's output is multiplied by the sigmoid of a linear map of the token.
+    shared_gate: bool = False
     router_bias: bool = False
     # Most tokens that an expert takes in one call of the model: first come first served, row after
     # row. One overflow expert takes the rest, with the same weights. So the rows of a batch change
@@ -52,5 +54,7 @@ class ExpertsConfig:
     def __post_init__(self) -> None:
         check_fields(self, "experts.")
         check_counts(self, "num_experts", "top_k", "mlp_dim", "capacity", prefix="experts.")
+        if self.shared_gate and self.shared_mlp_dim is None:
+            raise ValueError("experts.shared_gate=True, but experts.shared_mlp_dim is None")
         if self.top_k > self.num_experts:
             raise ValueError(f"experts.top_k={self.top_k} is above num_experts={self.num_experts}")

@@ -6,11 +6,13 @@ from typing import ClassVar, Literal
 from .checks import check_fields, check_positive
 
 # Root-mean-square norms that multiply by `scale` in the activation dtype ("rms"), by `scale` in
-# float32 ("rms_float32") or by `1 + scale` in float32 ("rms_plus_one"); or layer norm with a bias.
-NormKind = Literal["rms", "rms_float32", "rms_plus_one", "layer"]
+# float32 ("rms_float32") or by `1 + scale` in float32 ("rms_plus_one"); or layer norms with a scale
+# and a bias ("layer"), with a scale alone ("layer_unbiased"), or without parameters ("layer_bare").
+NormKind = Literal["rms", "rms_float32", "rms_plus_one", "layer", "layer_unbiased", "layer_bare"]
 # Placement around a sublayer f, in the order of the names: x + f(norm(x)), norm(x + f(x)),
-# x + norm(f(x)), x + norm(f(norm(x))), and x + attn(norm(x)) + mlp(norm(x)).
-NormPlacement = Literal["pre", "post", "output", "sandwich", "parallel"]
+# x + norm(f(x)), x + norm(f(norm(x))), x + attn(norm(x)) + mlp(norm(x)) with a norm for each, and
+# the same with one norm for both.
+NormPlacement = Literal["pre", "post", "output", "sandwich", "parallel", "parallel_shared"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

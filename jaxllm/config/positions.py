@@ -12,8 +12,9 @@ from .checks import check_counts, check_fields, check_not_negative, check_positi
 Positions = Literal["rope", "learned", "sinusoidal", "alibi", "relative", "distance", "none"]
 # Formula of the float32 frequencies of sinusoids: 1 / 10000 ** (2j / D) ("power"), or
 # exp(-2j ln(10000) / D) ("exp"). They differ in the last bits; sinusoids at position 128 differ by
-# 1e-5.
-Waves = Literal["power", "exp"]
+# 1e-5. A sine is followed by its cosine. In others all sines come before all cosines: "halves" has
+# the angles of "power", but in float64, and "tensor2tensor" exp(-j ln(10000) / (D / 2 - 1)).
+Waves = Literal["power", "exp", "halves", "tensor2tensor"]
 # Pairs among the R rotated elements of a head: (j, j + R/2) as in Hugging Face's Llama ("half"), or
 # (2j, 2j + 1) as in the paper and in Meta's code ("interleaved").
 RopeLayout = Literal["half", "interleaved"]
@@ -54,15 +55,18 @@ class PositionConfig:
 
     kind: Positions = "rope"
     waves: Waves = "power"  # for kind="sinusoidal"
-    offset: int = 0  # for kind="learned": rows of the table before that of position 0
+    # For kind="learned": rows of the table before that of position 0. For kind="sinusoidal": the
+    # number that stands for the first position.
+    offset: int = 0
     relative: RelativeBuckets | None = None  # for kind="relative"
 
     def __post_init__(self) -> None:
         check_fields(self, "positions.")
         check_not_negative(self, "offset", prefix="positions.")
-        if self.offset and self.kind != "learned":
+        if self.offset and self.kind not in ("learned", "sinusoidal"):
             raise ValueError(
-                f"positions.offset={self.offset} is for positions.kind='learned', not {self.kind!r}"
+                f"positions.offset={self.offset} is for positions.kind='learned' or 'sinusoidal', "
+                f"not {self.kind!r}"
             )
         if (self.relative is not None) != (self.kind == "relative"):
             raise ValueError(

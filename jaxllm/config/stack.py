@@ -49,6 +49,7 @@ class StackConfig:
     # Kinds of layers 0, 1, ...; the pattern repeats.
     pattern: tuple[LayerKind, ...] = (LayerKind(),)
     embed_scale: float = 1.0  # factor of the token embeddings
+    residual_scale: float = 1.0  # factor of every sublayer's output
 
     norms: NormConfig = NormConfig()
     positions: PositionConfig = PositionConfig()
@@ -118,7 +119,7 @@ class StackConfig:
                 f"num_heads={self.num_heads} is not a multiple of num_kv_heads={self.num_kv_heads}"
             )
         qk_norm, placement = self.attention.qk_norm, self.norms.placement
-        if self.attention.cross and (qk_norm != "none" or placement == "parallel"):
+        if self.attention.cross and (qk_norm != "none" or placement.startswith("parallel")):
             raise ValueError(
                 f"attention.cross=True with attention.qk_norm={qk_norm!r} and "
                 f"norms.placement={placement!r}: qk_norm must be 'none' and placement not "

@@ -28,10 +28,12 @@ class Block(nnx.Module):
     def __init__(self, config: StackConfig, kind: LayerKind, *, rngs: nnx.Rngs):
         D = config.embed_dim
         self.placement, self.dropout = config.norms.placement, config.dropout
+        self.residual_scale = config.residual_scale
         self.numerics = config.numerics
         self.attn_norm = Norm("D", (D,), config)
         self.attn = Attention(config, kind, rngs=rngs)
-        self.mlp_norm = Norm("D", (D,), config)
+        has_own = self.placement != "parallel_shared"  # otherwise attention's serves for both
+        self.mlp_norm = nnx.data(Norm("D", (D,), config) if has_own else None)
         self.mlp = (MoE if kind.mlp == "experts" else MLP)(config, rngs=rngs)
         knows_distance = config.positions.kind == "distance"
         self.attn_bias = nnx.data(DistanceBias(config, rngs=rngs) if knows_distance else None)
@@ -66,13 +68,16 @@ class Block(nnx.Module):
         is_token_BT = _token_mask(x_BTD, context, is_cached=own is not None)
         if self.attn_bias is not None:
             context = context._replace(bias=self.attn_bias)
-        attended_BTD, own = self.attn(self.pre_norm(self.attn_norm, x_BTD), context, own)
+        h_BTD = self.pre_norm(self.attn_norm, x_BTD)
+        attended_BTD, own = self.attn(h_BTD, context, own)
         cache = CrossCache(own, source) if own is not None and source is not None else own
-        if self.placement == "parallel":
-            out_BTD, load = self.feed_forward(self.pre_norm(self.mlp_norm, x_BTD), is_token_BT)
-            attended_BTD = dropout(attended_BTD, self.dropout, attn_key)
-            out_BTD = dropout(out_BTD, self.dropout, mlp_key)
-            return constrain(x_BTD + attended_BTD + out_BTD, "BTD"), cache, load
+        if self.placement in ("parallel", "parallel_shared"):
+            h_BTD = h_BTD if self.mlp_norm is None else self.pre_norm(self.mlp_norm, x_BTD)
+            out_BTD, load = self.feed_forward(h_BTD, is_token_BT)
+            x_BTD = x_BTD + self.scaled(dropout(attended_BTD, self.dropout, attn_key))
+            x_BTD = x_BTD + self.scaled(dropout(out_BTD, self.dropout, mlp_key))
+            return constrain(x_BTD, "BTD"), cache, load
+        assert self.mlp_norm is not None, "since it is not shared"
         x_BTD = self.add_residual(self.attn_norm, self.attn_out_norm, x_BTD, attended_BTD, attn_key)
         if self.cross_attn is not None:
             x_BTD = self.cross_attend(x_BTD, context, source, cross_key)
@@ -115,8 +120,12 @@ class Block(nnx.Module):
             out_BTD = norm(out_BTD)
         if out_norm is not None:
             out_BTD = out_norm(out_BTD)
-        x_BTD = x_BTD + dropout(out_BTD, self.dropout, key)
+        x_BTD = x_BTD + self.scaled(dropout(out_BTD, self.dropout, key))
         return constrain(norm(x_BTD) if self.placement == "post" else x_BTD, "BTD")
+
+    def scaled(self, out_BTD: Array) -> Array:
+        """Returns a sublayer's output times the factor of outputs, in its dtype."""
+        return out_BTD if self.residual_scale == 1.0 else out_BTD * self.residual_scale
 
 
 def _token_mask(x_BTD: Array, context: Context, *, is_cached: bool) -> Array | None:

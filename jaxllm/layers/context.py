@@ -28,6 +28,7 @@ class Context(NamedTuple):
         source: the encoder's output, for cross-attention.
         bias: added to the scores of self-attention; a stack sets it for its layers.
         dropout_key: a `jax.random.key`. None: no dropout.
+        depth: the number of the layer, from 1 on; a stack sets it if its attention depends on it.
     """
 
     segment_ids_BT: Array | None = None
@@ -35,6 +36,7 @@ class Context(NamedTuple):
     source: Source | None = None
     bias: Bias | None = None
     dropout_key: Array | None = None
+    depth: Array | None = None
 
     def resolve_positions(self, length: int) -> Array:
         """Returns the positions of `length` tokens, BT: as given, or 0, 1, 2, ... with B = 1."""

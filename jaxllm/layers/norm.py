@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from jaxllm.config import Dtype, StackConfig
+from jaxllm.config import Dtype, NormKind, StackConfig
 
 
 class Norm(nnx.Module):
@@ -13,33 +13,45 @@ class Norm(nnx.Module):
 
     `rms` (Zhang and Sennrich, 2019) normalizes in float32, casts, then scales, as Llama does.
     `rms_float32` scales before it casts. `rms_plus_one` also scales before it casts, by one plus
-    its parameter (Gemma). `layer` (Ba et al., 2016) also centers and adds a bias.
+    its parameter (Gemma). `layer` (Ba et al., 2016) also centers and adds a bias;
+    `layer_unbiased` adds none, and `layer_bare` does not scale either.
 
     Args:
-        dims: letters of the normalized dimensions.
+        dims: letters of the parameters' dimensions.
         shape: their sizes.
         config: the kind of norm, its eps and dtypes.
         eps: overrides `config.norms.eps`.
+        kind: overrides `config.norms.kind`.
+        num_axes: how many of the last dimensions are normalized together; None: those of `dims`.
     """
 
     def __init__(
-        self, dims: str, shape: tuple[int, ...], config: StackConfig, eps: float | None = None
+        self,
+        dims: str,
+        shape: tuple[int, ...],
+        config: StackConfig,
+        eps: float | None = None,
+        kind: NormKind | None = None,
+        num_axes: int | None = None,
     ):
-        self.kind = config.norms.kind
+        self.kind = config.norms.kind if kind is None else kind
         self.eps = config.norms.eps if eps is None else eps
+        self.axes = tuple(range(-(len(dims) if num_axes is None else num_axes), 0))
         start = jnp.zeros if self.kind == "rms_plus_one" else jnp.ones
-        self.scale = nnx.Param(start(shape, config.numerics.param_dtype), dims=dims)
+        scale = nnx.Param(start(shape, config.numerics.param_dtype), dims=dims)
+        self.scale = nnx.data(None if self.kind == "layer_bare" else scale)
         bias = nnx.Param(jnp.zeros(shape, config.numerics.param_dtype), dims=dims)
         self.bias = nnx.data(bias if self.kind == "layer" else None)
 
     def __call__(self, x: Array) -> Array:
         """Normalizes `x`; keeps its shape and dtype."""
-        scale, axes = self.scale[...], tuple(range(-self.scale.ndim, 0))
         h = x.astype(jnp.float32)
-        if self.bias is not None:
-            h = normalize(h - jnp.mean(h, axes, keepdims=True), self.eps, axes)
-            return (h * scale + self.bias[...]).astype(x.dtype)
-        h = normalize(h, self.eps, axes)
+        if self.kind in ("layer", "layer_unbiased", "layer_bare"):
+            h = normalize(h - jnp.mean(h, self.axes, keepdims=True), self.eps, self.axes)
+            h = h if self.scale is None else h * self.scale[...]
+            return (h if self.bias is None else h + self.bias[...]).astype(x.dtype)
+        assert self.scale is not None, "only layer norms may have none"
+        h, scale = normalize(h, self.eps, self.axes), self.scale[...]
         if self.kind == "rms":
             return _scale(h.astype(x.dtype), scale)
         offset = 1.0 if self.kind == "rms_plus_one" else 0.0

@@ -94,6 +94,12 @@ def layer_range(label: str) -> range:
     return range(first, *rest) if rest else range(first, first + 1)
 
 
+def layer_depths(label: str) -> Array:
+    """Returns the depths, from 1 on, of the layers under a label: L of them, or one if single."""
+    depths = jnp.array(layer_range(label), jnp.float32) + 1
+    return depths if len(layer_range(label)) > 1 else depths[0]
+
+
 def layer_labels(layers: nnx.Dict) -> list[str]:
     """Returns the labels of the layers. A dict that is being traced has other keys as well."""
     return [label for label in layers if label[0].isdigit()]

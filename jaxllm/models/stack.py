@@ -21,7 +21,14 @@ from jaxllm.layers.dropout import dropout, layer_keys, subkeys
 from jaxllm.layers.experts.balance import Balance, Load, balance_of
 from jaxllm.layers.linear import PositionTable
 from jaxllm.layers.norm import Norm, saturate
-from jaxllm.layers.stack import apply_layers, layer_labels, layer_range, make_layers, restack
+from jaxllm.layers.stack import (
+    apply_layers,
+    layer_depths,
+    layer_labels,
+    layer_range,
+    make_layers,
+    restack,
+)
 from jaxllm.sharding import constrain
 
 log = logging.getLogger("jaxllm")
@@ -73,10 +80,10 @@ class Stack(nnx.Module):
         context = context._replace(positions_BT=positions_BT, bias=self.position_bias)
 
         def step(
-            block: Block, x_BTD: Array, given: tuple[LayerCache | None, Array | None]
+            block: Block, x_BTD: Array, given: tuple[LayerCache | None, Array | None, Array | None]
         ) -> tuple[Array, LayerCache | None, Load | None]:
-            own, own_key = given
-            return block(x_BTD, context._replace(dropout_key=own_key), own)
+            own, own_key, depth = given
+            return block(x_BTD, context._replace(dropout_key=own_key, depth=depth), own)
 
         x_BTD, written, loads = apply_layers(
             self.layers,
@@ -86,6 +93,7 @@ class Stack(nnx.Module):
                 label: (
                     None if cache is None else cache[label],
                     None if key is None else layer_keys(key, layer_range(label)),
+                    layer_depths(label) if self.config.attention.scale_by_depth else None,
                 )
                 for label in layer_labels(self.layers)
             },
@@ -127,7 +135,8 @@ class Stack(nnx.Module):
         if self.embed_position is not None:
             x_BTD = x_BTD + self.embed_position(positions_BT)
         if self.config.positions.kind == "sinusoidal":
-            waves_BTD = sinusoids(positions_BT, x_BTD.shape[-1], self.config.positions.waves)
+            numbers_BT = positions_BT + self.config.positions.offset
+            waves_BTD = sinusoids(numbers_BT, x_BTD.shape[-1], self.config.positions.waves)
             x_BTD = x_BTD + waves_BTD.astype(x_BTD.dtype)
         if self.embed_norm is not None:
             x_BTD = self.embed_norm(x_BTD)

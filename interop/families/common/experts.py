@@ -25,9 +25,9 @@ def read_num_experts(fields: Fields, default: int) -> int:
     return next((count for count in given.values() if count is not None), default)
 
 
-def read_balance(fields: Fields) -> Json:
+def read_balance(fields: Fields, default: float = 0.001) -> Json:
     """Reads the load-balancing loss, which counts only if `output_router_logits` is set."""
-    weight = fields.take("router_aux_loss_coef", float, 0.001)
+    weight = fields.take("router_aux_loss_coef", float, default)
     is_used = fields.take("output_router_logits", bool, False)
     return {"aux_weight": weight if is_used else 0.0, "balance": "model"}
 
@@ -41,8 +41,13 @@ def write_balance(experts: ExpertsConfig, base: Json) -> Json:
     }
 
 
-def unsupported_by_softmax_experts(config: DecoderConfig) -> dict[str, bool]:
-    """Maps expert settings that these families do not support to whether the config has them."""
+def unsupported_by_softmax_experts(
+    config: DecoderConfig, *, is_shared: bool = False
+) -> dict[str, bool]:
+    """Maps expert settings that these families do not support to whether the config has them.
+
+    `is_shared` says that the family has a shared expert with a gate; others have none.
+    """
     experts = config.experts
     if experts is None:
         return {"experts=None": True}
@@ -51,7 +56,10 @@ def unsupported_by_softmax_experts(config: DecoderConfig) -> dict[str, bool]:
         f"experts.scale={experts.scale!r}": experts.scale != "output",
         "experts.router_bias=True": experts.router_bias,
         f"experts.capacity={experts.capacity}": experts.capacity is not None,
-        f"experts.shared_mlp_dim={experts.shared_mlp_dim}": experts.shared_mlp_dim is not None,
+        f"experts.shared_mlp_dim={experts.shared_mlp_dim}": (
+            (experts.shared_mlp_dim is not None) != is_shared
+        ),
+        f"experts.shared_gate={experts.shared_gate}": experts.shared_gate != is_shared,
     }
 
 

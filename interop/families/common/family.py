@@ -64,6 +64,8 @@ class RuleTable:
     ignored: Mapping[str, str] = dataclasses.field(default_factory=dict)  # pattern: reason
     # Tensors that are not part of the model but are written back as they were; pattern: reason.
     carried: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    # Modules of the reference whose outputs are not those of the model's modules; pattern: reason.
+    unlike: Mapping[str, str] = dataclasses.field(default_factory=dict)
     copies: Collection[str] = ()  # the tied tensors that are stored nevertheless
     file: str = ""  # the file to write the tensors to, if the family does not fix its name
 
@@ -88,6 +90,7 @@ class RuleTable:
             derived=tuple(dataclasses.replace(d, name=rename(d.name)) for d in self.derived),
             ignored=both(self.ignored),
             carried=both(self.carried),
+            unlike=both(self.unlike),
             copies=[rename(copy) for copy in self.copies],
         )
 

@@ -119,13 +119,20 @@ def write_activation(config: DecoderConfig, name: str, base: Json) -> Json:
 
 def outer_rules(config: DecoderConfig) -> list[Rule]:
     """Rules for the embedding, the final norm and, unless it is tied, the head."""
-    rules = [
+    return [*end_rules(), *head_rules(config)]
+
+
+def head_rules(config: DecoderConfig) -> list[Rule]:
+    """Rules for the head, unless it is tied."""
+    return [] if config.head.tied else [Rule("lm_head.weight : V D", "lm_head.kernel : D V")]
+
+
+def end_rules() -> list[Rule]:
+    """Rules for the embedding and the final norm."""
+    return [
         Rule("model.embed_tokens.weight : V D", "embed.embedding : V D"),
         Rule("model.norm.weight : D", "final_norm.scale : D"),
     ]
-    if not config.head.tied:
-        rules.append(Rule("lm_head.weight : V D", "lm_head.kernel : D V"))
-    return rules
 
 
 def tied_head(config: DecoderConfig) -> dict[str, str]:
@@ -175,6 +182,11 @@ def attention_rules(config: DecoderConfig, stored_pairs: str = "r h") -> list[Ru
             Rule(f"{theirs}q_norm.weight : ({stored_pairs})", ours + "q_norm.scale : " + pairs),
             Rule(f"{theirs}k_norm.weight : ({stored_pairs})", ours + "k_norm.scale : " + pairs),
         ]
+    if config.attention.qk_norm == "each_head":
+        rules += [
+            Rule(f"{theirs}q_norm.weight : N ({stored_pairs})", ours + "q_norm.scale : N " + pairs),
+            Rule(f"{theirs}k_norm.weight : K ({stored_pairs})", ours + "k_norm.scale : K " + pairs),
+        ]
     if config.attention.qk_norm == "full":
         rules += [
             Rule(f"{theirs}q_norm.weight : {q}", ours + "q_norm.scale : N " + pairs),
@@ -221,13 +233,21 @@ def decoder_table(config: DecoderConfig, rules: Iterable[Rule]) -> RuleTable:
 
 def llama_table(config: DecoderConfig, layout: Layout) -> RuleTable:
     """Returns the table of a decoder whose tensors are named like Llama's."""
-    rules = [
-        *outer_rules(config),
+    return decoder_table(config, [*outer_rules(config), *block_rules(config)])
+
+
+def llama_rules(config: DecoderConfig, layout: Layout, *, stored_pairs: str = "r h") -> list[Rule]:
+    """Returns the rules of `llama_table` but for the head; see also `attention_rules`."""
+    return [*end_rules(), *block_rules(config, stored_pairs)]
+
+
+def block_rules(config: DecoderConfig, stored_pairs: str = "r h") -> list[Rule]:
+    """Rules for the layers of a decoder whose tensors are named like Llama's."""
+    return [
         *norm_rules(attn_norm="input_layernorm", mlp_norm="post_attention_layernorm"),
-        *attention_rules(config),
+        *attention_rules(config, stored_pairs),
         *gated_mlp_rules(config),
     ]
-    return decoder_table(config, rules)
 
 
 def layers_with_mlp(config: DecoderConfig, mlp: str) -> list[int]:

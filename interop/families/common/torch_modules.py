@@ -37,6 +37,12 @@ def attention_rules(
     ]
 
 
+def half_and_half(length: int, width: int) -> np.ndarray:
+    """Returns sinusoids with all sines before all cosines, as Marian stores them, in float32."""
+    angles = np.arange(length)[:, None] / np.power(10000, 2 * np.arange(width // 2) / width)
+    return np.concatenate([np.sin(angles), np.cos(angles)], axis=1).astype(np.float32)
+
+
 def sinusoids(config: StackConfig) -> np.ndarray:
     """Returns the sinusoidal position buffer that checkpoints store: (max_len, D), float32."""
     positions = np.arange(config.max_len, dtype=np.float32)

@@ -6,12 +6,13 @@ from jaxllm.config import DecoderConfig, ExpertsConfig, LayerKind, RopeScaling, 
 from jaxllm.interop.families.common.fields import Fields, Json
 from jaxllm.interop.families.common.layer_types import shortest_pattern, unsupported_layers
 from jaxllm.interop.families.common.llama_like import layers_with_mlp
-from jaxllm.interop.families.huggingface.llama4_text import (
+from jaxllm.interop.families.huggingface.multimodal.llama4_text import (
     build_temperature,
     llama4_experts,
     unsupported_experts,
+    unsupported_temperature,
 )
-from jaxllm.interop.families.huggingface.llama4_vision import (
+from jaxllm.interop.families.huggingface.multimodal.llama4_vision import (
     read_meta_vision,
     unsupported_by_meta_vision,
     write_meta_vision,
@@ -128,6 +129,7 @@ def unsupported_by_llama4(config: DecoderConfig) -> dict[str, bool]:
         "layers without RoPE other than every n-th": _interval(_nope(config), config) == 0,
         "experts on layers other than every n-th": _interval(_moe(config), config) == 0,
         **unsupported_experts(config),
+        **unsupported_temperature(config),
         **unsupported_by_meta_vision(config),
     }
 

@@ -14,7 +14,7 @@ from jaxllm.config import DecoderConfig, LayerKind
 from jaxllm.interop.families.common.decoder_axes import decoder_sizes, head_pairs
 from jaxllm.interop.families.common.fairscale import SHARD, split_sizes
 from jaxllm.interop.families.common.llama_like import layers_with_mlp
-from jaxllm.interop.families.huggingface.llama4_vision import (
+from jaxllm.interop.families.huggingface.multimodal.llama4_vision import (
     META_NAMES,
     VISION_SPLIT,
     vision_rules,

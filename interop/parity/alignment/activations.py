@@ -10,6 +10,7 @@ around them return the residual stream.
 import itertools
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from fnmatch import fnmatchcase
 
 import numpy as np
 from flax import nnx
@@ -95,7 +96,13 @@ def derive_taps(table: RuleTable, model: Model, inputs: Inputs) -> list[Tap]:
         if (tap := _projection_tap(rule, sizes, modules)) is not None:
             taps.append(Tap(tap, sizes, inputs))
     whole = [Tap(rule, table.sizes, inputs) for rule in _block_taps(rules)]
-    return [*taps, *whole, *(Tap(rule, sizes, inputs) for rule, sizes in _attention_taps(rules))]
+    inside = [Tap(rule, sizes, inputs) for rule, sizes in _attention_taps(rules)]
+    return [tap for tap in (*taps, *whole, *inside) if not _is_unlike(tap, table)]
+
+
+def _is_unlike(tap: Tap, table: RuleTable) -> bool:
+    """Whether the outputs of the reference's module are known not to be those of the model's."""
+    return any(fnmatchcase(name, one) for name in tap.modules for one in table.unlike)
 
 
 def output_path(model: Model) -> str:
@@ -154,8 +161,8 @@ def _output_dims(module: nnx.Module | None, parameter: str) -> list[bool] | None
         return [letter in output for letter in kernel]
     if isinstance(module, Embedding) and parameter == "embedding":
         return [False, True]
-    if isinstance(module, Norm) and parameter == "scale" and "H" not in module.scale.dims:
-        return [True] * len(module.scale.dims)
+    if isinstance(module, Norm) and module.scale is not None and parameter == "scale":
+        return None if "H" in module.scale.dims else [True] * len(module.scale.dims)
     return None
 
 

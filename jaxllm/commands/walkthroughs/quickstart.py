@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 from jaxllm.config import DecoderConfig
 from jaxllm.generation import Sampling, generate
 from jaxllm.interop import load_pretrained, save_pretrained
-from jaxllm.interop.families.huggingface.llama import write_config
+from jaxllm.interop.families.huggingface.pre_norm.llama import write_config
 from jaxllm.interop.parity import Report, check_checkpoint
 from jaxllm.interop.reference.transformers_models import (
     generate_greedily,

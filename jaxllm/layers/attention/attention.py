@@ -54,6 +54,9 @@ class Attention(nnx.Module):
             q_norm, k_norm = Norm("H", (H,), config), Norm("H", (H,), config)
         elif config.attention.qk_norm == "full":
             q_norm, k_norm = Norm("NH", (N, H), config), Norm("KH", (K, H), config)
+        elif config.attention.qk_norm == "each_head":
+            each = partial(Norm, config=config, kind="layer_unbiased", num_axes=1)
+            q_norm, k_norm = each("NH", (N, H)), each("KH", (K, H))
         self.q_norm, self.k_norm = nnx.data(q_norm), nnx.data(k_norm)
         self.config, self.kind = config, kind
 
@@ -76,6 +79,9 @@ class Attention(nnx.Module):
         k_BTKH = constrain(k_BTKH, "BTKH")
         v_BTKH = constrain(v_BTKH, "BTKH")
         q_BTNH, k_BTKH, v_BTKH = apply_hook(self, q=q_BTNH, k=k_BTKH, v=v_BTKH)
+        if self.config.attention.scale_by_depth:
+            assert context.depth is not None, "set by the stack"
+            q_BTNH = (q_BTNH / context.depth).astype(q_BTNH.dtype)
         if isinstance(cache, NothingWritten):
             cache = cache.write(k_BTKH, v_BTKH, positions_BT)
             context = context._replace(segment_ids_BT=(positions_BT >= 0).astype(jnp.int32))
@@ -146,9 +152,10 @@ class Attention(nnx.Module):
         return x_BTNH
 
     def scale_by_temperature(self, q_BTNH: Array, positions_BT: Array) -> Array:
-        """Scales queries by position-dependent attention temperature (layers without RoPE)."""
+        """Scales queries by the position-dependent temperature, on layers that have one."""
         temperature = self.config.attention.temperature
-        if temperature is None or Rotation.from_config(self.config, self.kind) is not None:
+        has_rope = Rotation.from_config(self.config, self.kind) is not None
+        if temperature is None or (temperature.layers == "without_rope" and has_rope):
             return q_BTNH
         growth_BT = temperature_growth(temperature, positions_BT)
         return (q_BTNH * growth_BT[..., None, None]).astype(q_BTNH.dtype)
@@ -156,7 +163,8 @@ class Attention(nnx.Module):
 
 def temperature_growth(temperature: TemperatureConfig, positions_BT: Array) -> Array:
     """Returns the factor of the query at each position, BT, in float32; see `TemperatureConfig`."""
-    steps_BT = jnp.floor((positions_BT.astype(jnp.float32) + 1) / temperature.floor_scale)
+    positions_BT = positions_BT.astype(jnp.float32) + temperature.offset
+    steps_BT = jnp.floor(positions_BT / temperature.floor_scale)
     return 1 + temperature.scale * jnp.log1p(steps_BT)
 
 

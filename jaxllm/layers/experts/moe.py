@@ -32,7 +32,7 @@ Kernels = dict[str, Kernel]  # by the name of the projection
 class MoE(nnx.Module):
     """Mixture of experts: the sum of `weight_e * expert_e(x)` over the experts e that x chose.
 
-    The output of a shared expert is added if the config has one.
+    The output of a shared expert is added if the config has one, times its gate if it has that.
 
     Tokens are sorted by expert and each expert processes only the tokens that chose it; no token
     is dropped. With a capacity, tokens that find their expert full go to one overflow expert, so
@@ -52,6 +52,8 @@ class MoE(nnx.Module):
         self.down_proj = Projections("EF,EFD->ED", (E, F, D), config, rngs)
         shared = experts.shared_mlp_dim
         self.shared = nnx.data(None if shared is None else MLP(config, mlp_dim=shared, rngs=rngs))
+        gate = Linear("BTD,DO->BTO", (D, 1), config=config, rngs=rngs)
+        self.shared_gate = nnx.data(gate if experts.shared_gate else None)
         is_full = experts.capacity is not None
         self.overflow = nnx.data(MLP(config, mlp_dim=F, rngs=rngs) if is_full else None)
 
@@ -80,7 +82,10 @@ class MoE(nnx.Module):
             )
         out_BTD = constrain(out_SD.reshape(x_BTD.shape), "BTD")
         if self.shared is not None:
-            out_BTD = out_BTD + self.shared(x_BTD)
+            shared_BTD = self.shared(x_BTD)
+            if self.shared_gate is not None:
+                shared_BTD = jax.nn.sigmoid(self.shared_gate(x_BTD)) * shared_BTD
+            out_BTD = out_BTD + shared_BTD
         kept = taken_BTk < self.experts.num_experts
         return out_BTD, Load.from_routing(probs_BTE, weights_BTk * kept, chosen_BTk, is_token_BT)
 

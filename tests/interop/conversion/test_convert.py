@@ -22,7 +22,7 @@ from jaxllm.config import DecoderConfig, with_fields
 from jaxllm.errors import NarrowingError, UserError
 from jaxllm.interop import CheckpointError, convert, load_pretrained, save_pretrained, verify
 from jaxllm.interop.families import Layout
-from jaxllm.interop.families.huggingface.llama import LLAMA
+from jaxllm.interop.families.huggingface.pre_norm.llama import LLAMA
 from jaxllm.interop.formats import file_writer, safetensors_file
 from jaxllm.interop.formats.lazy_tensor import TensorSource
 from jaxllm.interop.loading.checkpoint_dir import open_known_checkpoint

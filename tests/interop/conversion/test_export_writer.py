@@ -3,7 +3,7 @@
 import numpy as np
 
 from jaxllm.interop.conversion.export_writer import ExportWriter
-from jaxllm.interop.families.huggingface.llama import LLAMA
+from jaxllm.interop.families.huggingface.pre_norm.llama import LLAMA
 from jaxllm.interop.formats import safetensors_file
 from jaxllm.interop.formats.lazy_tensor import from_array
 from jaxllm.interop.saving.export import Export

@@ -92,7 +92,7 @@ def test_a_model_from_files_and_a_new_one_have_a_state_dict(make_llama, tmp_path
 
 
 def _config_of(model) -> dict:
-    from jaxllm.interop.families.huggingface.llama import LLAMA
+    from jaxllm.interop.families.huggingface.pre_norm.llama import LLAMA
 
     return LLAMA.write_config(model.config, {})
 

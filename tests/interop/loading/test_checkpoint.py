@@ -9,7 +9,7 @@ from hf_cases import CASES
 from safetensors.numpy import save_file
 
 from jaxllm.interop import CheckpointError
-from jaxllm.interop.families.huggingface.llama import LLAMA
+from jaxllm.interop.families.huggingface.pre_norm.llama import LLAMA
 from jaxllm.interop.loading.checkpoint import identify_family, open_checkpoint
 
 RULES = SimpleNamespace(config=lambda fields: None, rules=[])

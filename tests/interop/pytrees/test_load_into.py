@@ -20,7 +20,7 @@ from tiny import random_model, relative_l2
 from jaxllm.errors import MissingCheckpointError, UserError
 from jaxllm.interop import CheckpointError, Rule, load_into, load_pretrained, save_pretrained
 from jaxllm.interop.families import Layout
-from jaxllm.interop.families.huggingface.llama import LLAMA
+from jaxllm.interop.families.huggingface.pre_norm.llama import LLAMA
 from jaxllm.interop.loading.streaming import chunk_reader, device_buffers
 from jaxllm.interop.loading.streaming.stream import chunk_bytes
 from jaxllm.interop.pytrees.leaves import NamedLeaves

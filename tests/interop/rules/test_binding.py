@@ -92,3 +92,11 @@ def test_parts_that_do_not_add_up_to_the_fused_tensor_are_named():
     assert unexpected == []
     problems, _ = check_tensors(table, bound, split_fused(bound, tensors(w=(10, 7))))
     assert problems == [f"w#{part}: D is 5 from the config, 7 in the file" for part in "qk"]
+
+
+def test_parts_with_an_index_go_by_it_first():
+    rules = [Rule("w#{K}q : (g H) D", "q : D (K g) H"), Rule("w#{K}k : H D", "k : D K H")]
+    bound = bind(rules, {"K": 11, "g": 2, "H": 3, "D": 5}, {})
+    (parts,) = fused_parts(bound).values()
+    assert [*parts] == [f"w#{k}{part}" for k in range(11) for part in "qk"]
+    assert [shape[0] for shape in parts.values()] == [6, 3] * 11

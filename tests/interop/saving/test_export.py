@@ -9,7 +9,7 @@ from tiny import random_model
 from jaxllm.checkpoint_origin import Origin
 from jaxllm.interop import CheckpointError
 from jaxllm.interop.families import Family
-from jaxllm.interop.families.huggingface.llama import LLAMA
+from jaxllm.interop.families.huggingface.pre_norm.llama import LLAMA
 from jaxllm.interop.loading.model_arrays import arrays_of_model
 from jaxllm.interop.saving.export import plan_export, possible_families, write_texts
 

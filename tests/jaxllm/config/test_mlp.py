@@ -13,6 +13,7 @@ def test_invalid_mlp_is_rejected():
 @pytest.mark.parametrize(
     ("fields", "said"),
     [
+        ({"shared_gate": True}, ["shared_gate=True", "shared_mlp_dim is None"]),
         ({"num_experts": 0}, ["experts.num_experts=0"]),
         ({"top_k": 0}, ["experts.top_k=0"]),
         ({"top_k": 5}, ["top_k=5", "num_experts=4"]),

@@ -13,7 +13,10 @@ LONGROPE = {"kind": "longrope", "factor": 8.0, "short_factor": (1.0,), "long_fac
         ({"kind": "absolute"}, "positions.kind='absolute' is not one of rope, .*distance"),
         ({"waves": "sine"}, "positions.waves='sine' is not one of power, exp"),
         ({"kind": "learned", "offset": -1}, "positions.offset=-1 is negative"),
-        ({"offset": 2}, "positions.offset=2 is for positions.kind='learned', not 'rope'"),
+        (
+            {"offset": 2},
+            "positions.offset=2 is for positions.kind='learned' or 'sinusoidal', not 'rope'",
+        ),
         ({"kind": "relative"}, "positions.relative=None with positions.kind='relative'"),
         ({"relative": RelativeBuckets()}, "positions.relative=.* with positions.kind='rope'"),
     ],

@@ -173,3 +173,16 @@ def test_block_depends_only_on_its_config(listed):
         )
         == listed["0"].attn.config
     )
+
+
+@pytest.mark.parametrize("placement", ["pre", "parallel", "parallel_shared"])
+def test_outputs_of_sublayers_are_scaled_and_added_as_the_placement_says(placement):
+    changes = {"norms.placement": placement, "residual_scale": 0.3, "num_layers": 1}
+    block = random_model({**changes, "scan_layers": False}).layers["0"]
+    assert (block.mlp_norm is None) is (placement == "parallel_shared")
+    found, _, _ = block(X_BTD, Context())
+    attended, _ = block.attn(block.attn_norm(X_BTD), Context())
+    after = X_BTD + 0.3 * attended
+    own = block.attn_norm if block.mlp_norm is None else block.mlp_norm
+    given = after if placement == "pre" else X_BTD
+    assert relative_l2(found, after + 0.3 * block.mlp(own(given))) < TOLERANCE

@@ -116,3 +116,30 @@ def test_only_numbers_beyond_the_range_are_saturated():
     assert saturate(x, "float32") is x
     expected = [1.5, -65504, 65504, 65504, np.nan]
     np.testing.assert_array_equal(saturate(x, "float16"), np.asarray(expected, np.float16))
+
+
+@pytest.mark.parametrize("kind", ["layer", "layer_unbiased", "layer_bare"])
+def test_layer_norms_equal_pytorch_s(kind):
+    norm = Norm("D", (33,), with_fields(TINY, {"norms.kind": kind}))
+    given = {}
+    for seed, (name, part) in enumerate({"weight": norm.scale, "bias": norm.bias}.items()):
+        if part is not None:
+            given[name] = torch.tensor(draw(seed, 33) + 1)
+            part.set_value(jnp.asarray(given[name]))
+    assert len(given) == {"layer": 2, "layer_unbiased": 1, "layer_bare": 0}[kind]
+    x_BTD = 3 * draw(5, 2, 7, 33) + 1
+    expected = torch.nn.functional.layer_norm(
+        torch.tensor(x_BTD), (33,), **given, eps=TINY.norms.eps
+    )
+    assert relative_l2(norm(x_BTD), expected) < TOLERANCE
+
+
+def test_each_head_is_normalized_by_itself_with_its_own_scale():
+    scale_NH, x_BTNH = draw(1, 4, 8) + 1, 3 * draw(2, 2, 5, 4, 8) + 1
+    norm = Norm("NH", (4, 8), TINY, kind="layer_unbiased", num_axes=1)
+    norm.scale.set_value(jnp.asarray(scale_NH))
+    for n in range(4):
+        expected = torch.nn.functional.layer_norm(
+            torch.tensor(x_BTNH[:, :, n]), (8,), torch.tensor(scale_NH[n]), eps=TINY.norms.eps
+        )
+        assert relative_l2(norm(x_BTNH)[:, :, n], expected) < TOLERANCE

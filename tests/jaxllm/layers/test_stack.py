@@ -18,6 +18,7 @@ from jaxllm.layers.stack import (
     Run,
     apply_layers,
     find_runs,
+    layer_depths,
     layer_labels,
     layer_range,
     make_layers,
@@ -254,3 +255,10 @@ def test_each_attention_output_is_saved_once(kernel):
     saved = [out.aval.size for out in scan.outvars]
     assert TINY.embed_dim != N * H
     assert saved.count(L * B * T * N * H) == 1
+
+
+@pytest.mark.parametrize(
+    ("label", "depths"), [("0", 1), ("5", 6), ("0:3", [1, 2, 3]), ("1:7:2", [2, 4, 6])]
+)
+def test_depths_of_layers_begin_with_one(label, depths):
+    np.testing.assert_array_equal(layer_depths(label), depths)

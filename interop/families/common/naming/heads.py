@@ -29,9 +29,9 @@ _TASKS = (
 OTHER_HEADS = dict.fromkeys((f"{name}.*" for name in _TASKS), "a head for another task")
 # Architectures of models without a head for language, by the ends of their names.
 _WITHOUT = re.compile(
-    r"((?<!LMHead)(?<!DoubleHeads)Model|For(Sequence|Token)Classification|ForQuestionAnswering)$"
+    r"((?<!LMHead)(?<!DoubleHeads)(?<!MT)Model|For(Sequence|Token)Classification|ForQuestionAnswering)$"
 )
-_LANGUAGE = re.compile(r"(ForCausalLM|LMHeadModel|ForConditionalGeneration)$")
+_LANGUAGE = re.compile(r"(ForCausalLM|LMHeadModel|MTModel|ForConditionalGeneration)$")
 # Fields of a config about the head alone, which a model without one keeps for the way back.
 HEAD_FIELDS = ("tie_word_embeddings", "scale_decoder_outputs", "final_logit_softcapping")
 

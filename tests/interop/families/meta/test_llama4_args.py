@@ -15,7 +15,7 @@ from jaxllm.config import (
     with_fields,
 )
 from jaxllm.interop.families.common.fields import Fields
-from jaxllm.interop.families.huggingface.llama4_text import llama4_experts
+from jaxllm.interop.families.huggingface.multimodal.llama4_text import llama4_experts
 from jaxllm.interop.families.meta.llama4_args import (
     FIELDS,
     is_llama4,

@@ -6,7 +6,7 @@ from tiny import random_model
 
 from jaxllm.config import RopeConfig
 from jaxllm.interop.families import Layout
-from jaxllm.interop.families.huggingface.llama import LLAMA
+from jaxllm.interop.families.huggingface.pre_norm.llama import LLAMA
 from jaxllm.interop.parity.alignment.activations import derive_taps
 from jaxllm.interop.parity.alignment.inputs import Inputs
 from jaxllm.interop.parity.alignment.layouts import Alignment

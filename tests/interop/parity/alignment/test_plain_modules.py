@@ -17,7 +17,7 @@ from torch.nn import functional
 from jaxllm.config import DecoderConfig, MlpConfig, PositionConfig, with_fields
 from jaxllm.interop import CheckpointError, Rule, load_pretrained
 from jaxllm.interop.families import Layout
-from jaxllm.interop.families.huggingface.llama import LLAMA
+from jaxllm.interop.families.huggingface.pre_norm.llama import LLAMA
 from jaxllm.interop.loading import user_family
 from jaxllm.interop.parity import Inputs, check_checkpoint, compare
 from jaxllm.interop.parity.report.activation_rows import first_wrong

@@ -34,6 +34,7 @@ CASES = {
     "every expert": {"top_k": E, "normalize": True},
     "sigmoid of the input": {"scores": "sigmoid", "scale": "input"},
     "shared": {"shared_mlp_dim": 40},
+    "shared with a gate": {"shared_mlp_dim": 40, "shared_gate": True},
 }
 
 
@@ -71,7 +72,12 @@ def torch_moe(x_BTD: torch.Tensor, weights: dict[str, torch.Tensor], experts: Ex
         else:
             out_BTD = out_BTD + weight_BT1 * torch_mlp(x_BTD, weights, e)
     shared = {name.removeprefix("shared."): w for name, w in weights.items() if "shared." in name}
-    return out_BTD + torch_mlp(x_BTD, shared, ...) if shared else out_BTD
+    if not shared:
+        return out_BTD
+    shared_BTD = torch_mlp(x_BTD, shared, ...)
+    if experts.shared_gate:
+        shared_BTD = (x_BTD @ weights["shared_gate.kernel"]).sigmoid() * shared_BTD
+    return out_BTD + shared_BTD
 
 
 def tensors(state: nnx.State) -> dict[str, torch.Tensor]:

@@ -6,7 +6,7 @@ from tiny import TINY
 from jaxllm.config import with_fields
 from jaxllm.interop.families.common.family import Layout
 from jaxllm.interop.families.common.naming.hf_family import hf_family
-from jaxllm.interop.families.huggingface.llama import LLAMA
+from jaxllm.interop.families.huggingface.pre_norm.llama import LLAMA
 
 HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 

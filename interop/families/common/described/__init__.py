@@ -1,0 +1,1 @@
+"""Decoder families described by parts: each is some fields of the config, in both directions."""

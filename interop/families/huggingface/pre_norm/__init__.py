@@ -1,0 +1,1 @@
+"""Decoders with an RMS norm before each sublayer, and a gated MLP."""
