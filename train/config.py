@@ -20,7 +20,7 @@ from jaxllm.untrusted.yaml_documents import MAX_BYTES, DocumentError, parse_yaml
 from .data import Data, DataConfig, find_data_class
 from .loss import LossConfig
 from .mesh import MeshConfig
-from .optimizers.adamw import OptimizerConfig
+from .optimizers.config import OptimizerConfig
 from .overrides import apply_overrides, correct_names, parse_overrides
 from .speed.options import SpeedConfig
 
