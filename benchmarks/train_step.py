@@ -15,7 +15,7 @@ from jaxllm.interop.families.huggingface.pre_norm.llama import write_config
 from jaxllm.interop.reference.transformers_models import require_torch
 from jaxllm.params import initialize, split
 from jaxllm.train import TrainConfig, make_mesh
-from jaxllm.train.optimizers.adamw import OptimizerConfig
+from jaxllm.train.optimizers.config import OptimizerConfig
 from jaxllm.train.step import make_steps
 
 LLAMA = DecoderConfig(

@@ -8,6 +8,7 @@ equations (`"BTD,DNH->BTNH"`), sharding (`constrain(q_BTNH, "BTNH")`) and checkp
     S key length       K key/value heads    E experts
     C cache slots      H head_dim           L layers
     G query heads per key/value head (N = K G)
+    R rank of the two factors of LoRA, which are trained beside a frozen kernel
     I input_dim and O output_dim, for models of continuous inputs
 
 Some places have letters of their own: images are `images_ICHW` (images, channels, pixels); where

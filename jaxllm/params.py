@@ -16,7 +16,7 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 
 from .checkpoint_origin import Origin
-from .checkpointing.orbax_layout import group_problems, read_step
+from .checkpointing.orbax_layout import ADAPTER, group_problems, read_step
 from .checkpointing.stored_array import StoredArray, open_arrays
 from .config import from_dict, to_dict, with_fields
 from .config.checks import check_seed
@@ -206,6 +206,13 @@ def read_model(step: Path, changes: Mapping[str, Any] = {}) -> tuple[Model, dict
             or its arrays are not those of its config.
     """
     about, items = read_step(step)
+    if ADAPTER in about:
+        raise CheckpointError(
+            f"it holds an adapter of {about[ADAPTER]['base']}, not a whole model; write one for "
+            "PEFT with `jaxllm convert RUN OUT --to peft`, or a merged model with `jaxllm convert "
+            "RUN OUT --merge`",
+            step,
+        )
     arrays = open_arrays(step, about, "model", items["model"])
     try:
         model = from_description(about, changes)

@@ -30,6 +30,7 @@ DIMS: dict[str, tuple[str, ...]] = {
     "I": (),  # input_dim
     "O": (),  # output_dim
     "L": (),  # stacked layers
+    "R": (),  # rank of LoRA's factors
     ".": (),  # any dimension that is never sharded
 }
 

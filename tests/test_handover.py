@@ -27,7 +27,7 @@ from jaxllm.train.config import save_config
 from jaxllm.train.data.documents import DataConfig
 from jaxllm.train.mesh import MeshConfig
 from jaxllm.train.monitoring.metrics import read_results
-from jaxllm.train.optimizers.adamw import OptimizerConfig
+from jaxllm.train.optimizers.config import OptimizerConfig
 from jaxllm.train.optimizers.schedule import make_schedule
 from jaxllm.train.setup import make_batches, make_run_mesh
 

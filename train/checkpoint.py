@@ -13,15 +13,15 @@ import jax
 import jax.numpy as jnp
 from orbax.checkpoint import v1 as ocp
 
-from jaxllm.checkpointing.orbax_layout import reason, step_metadata
+from jaxllm.checkpointing.orbax_layout import ADAPTER, reason, step_metadata
 from jaxllm.checkpointing.restore import digest_items, restore
 from jaxllm.errors import UserError
 from jaxllm.models import Model
-from jaxllm.params import describe
+from jaxllm.params import Params, describe
 from jaxllm.storage.paths import is_remote
 
 from .config import TrainConfig, to_dict
-from .step import TrainState
+from .step import NO_PARAMS, TrainState
 
 
 class Checkpoints:
@@ -41,7 +41,12 @@ class Checkpoints:
         return None if newest is None else newest.step
 
     def save(
-        self, state: TrainState, config: TrainConfig, model: Model, data: dict[str, Any]
+        self,
+        state: TrainState,
+        config: TrainConfig,
+        model: Model,
+        data: dict[str, Any],
+        base: dict[str, Any] | None = None,
     ) -> None:
         """Starts writing `state` in the background; does nothing if its step is already saved.
 
@@ -50,6 +55,7 @@ class Checkpoints:
             config: stored in the metadata, to be compared when the run is resumed.
             model: only its description (config and origin) is stored.
             data: the fingerprint of the batches, `Batches.fingerprint()`.
+            base: of an adapter, the base that it belongs to: `describe_base`.
 
         Raises:
             UserError: this or the previous checkpoint cannot be written; the complete ones are
@@ -59,6 +65,7 @@ class Checkpoints:
         if step == self.latest:
             return
         about = {**describe(model), "run": to_dict(config), "data": data}
+        about |= {} if base is None else {ADAPTER: base}
         items = {"model": state.params, "optimizer": state.optimizer}
         metadata = step_metadata(about, digest_items(items))
         # While an earlier checkpoint is still being written, Orbax silently skips a new one.
@@ -134,15 +141,17 @@ class Checkpoints:
         return "complete checkpoints, if there are any, are kept"
 
 
-def load_state(step: Path, abstract: TrainState) -> TrainState:
+def load_state(step: Path, abstract: TrainState, frozen: Params = NO_PARAMS) -> TrainState:
     """Restores the state of a step with the shapes, dtypes and shardings of `abstract`.
+
+    `frozen` are the parameters of an adapter's base, which no step holds.
 
     Raises:
         CheckpointError: the step is damaged, or has other arrays.
     """
     items = restore(step, {"model": abstract.params, "optimizer": abstract.optimizer})
     number = jax.device_put(jnp.asarray(int(step.name), jnp.int32), abstract.step.sharding)
-    return TrainState(items["model"], items["optimizer"], number)
+    return TrainState(items["model"], items["optimizer"], number, frozen)
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from .data import Data, DataConfig, find_data_class
 from .data.mixture import find_problems
 from .loss import LossConfig
 from .mesh import MeshConfig
-from .optimizers.adamw import OptimizerConfig
+from .optimizers.config import OptimizerConfig
 from .overrides import apply_overrides, correct_names, parse_overrides
 from .speed.options import SpeedConfig
 

@@ -1,7 +1,7 @@
 """Cost of a run, estimated before it starts: parameters, tokens, FLOPs and memory."""
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 from jax.sharding import AbstractMesh, AxisType
@@ -9,15 +9,16 @@ from jax.sharding import AbstractMesh, AxisType
 from jaxllm.config import Config, DecoderConfig, EncoderDecoderConfig
 from jaxllm.errors import UserError
 from jaxllm.models import build_abstract
-from jaxllm.params import count_parameters, dim_letters, named_parameters
-from jaxllm.sharding import MESH_AXES, partition_spec
+from jaxllm.params import count_parameters, named_parameters
+from jaxllm.sharding import MESH_AXES
 
 from .config import TrainConfig
 from .data.tasks import TaskConfig
+from .finetuning.start import model_to_train
 from .speed.model_flops import active_size
+from .step import make_steps
 
 TOKENS_PER_PARAMETER = 20  # compute-optimal (Hoffmann et al., 2022, table 3)
-BYTES_PER_PARAMETER = 16  # float32 parameter, gradient and two moments
 
 
 class RunCost(NamedTuple):
@@ -34,7 +35,7 @@ class RunCost(NamedTuple):
     operations: float  # floating-point operations over all steps
     optimal_parameters: float | None  # size of the compute-optimal model for these operations
     optimal_tokens: float | None  # tokens to train the compute-optimal model on
-    bytes_per_device: int  # parameters, gradients and moments on the fullest device
+    bytes_per_device: int  # parameters, gradients and optimizer state on the fullest device
 
     @property
     def tokens_per_parameter(self) -> float:
@@ -56,7 +57,7 @@ class RunCost(NamedTuple):
             f"compute           {self.operations:.3g} FLOPs\n"
             f"{optimum}"
             f"per device        {self.bytes_per_device / 2**20:,.1f} MiB for parameters, gradients "
-            "and moments"
+            "and optimizer state"
         )
 
 
@@ -86,7 +87,7 @@ def estimate_cost(config: TrainConfig) -> RunCost:
         operations,
         optimum,
         None if optimum is None else TOKENS_PER_PARAMETER * optimum,
-        parameters_per_device(config.model, mesh) * BYTES_PER_PARAMETER,
+        bytes_per_device(config, mesh),
     )
 
 
@@ -124,16 +125,23 @@ def optimal_parameters(operations: float) -> float:
     return math.sqrt(operations / (6 * TOKENS_PER_PARAMETER))
 
 
-def parameters_per_device(config: Config, mesh_shape: dict[str, int]) -> int:
-    """Counts the parameters that each device holds on a mesh with these axis sizes."""
-    mesh = AbstractMesh(
+def bytes_per_device(config: TrainConfig, mesh_shape: dict[str, int]) -> int:
+    """Counts the bytes of parameters, gradients and optimizer state that each device holds.
+
+    Those that LoRA leaves frozen have no gradient and no state. Counts of steps are left out.
+
+    Args:
+        config: the run, with its model.
+        mesh_shape: the sizes of the mesh axes.
+    """
+    mesh: Any = AbstractMesh(
         tuple(mesh_shape.values()), tuple(mesh_shape), (AxisType.Auto,) * len(mesh_shape)
     )
-    total = 0
-    for variable in named_parameters(build_abstract(config)).values():
-        shape = variable.get_value().shape
-        placed = jax.sharding.NamedSharding(
-            mesh, partition_spec(dim_letters(variable), shape, mesh_shape)
-        )
-        total += math.prod(placed.shard_shape(shape))
-    return total
+    steps = make_steps(config, model_to_train(config, None), mesh)
+    state = steps.abstract_state
+    held = (state.params, state.params, state.optimizer, state.frozen)  # twice: its gradient
+    return sum(
+        math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
+        for x in jax.tree.leaves(held)
+        if x.shape
+    )

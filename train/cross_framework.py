@@ -19,9 +19,10 @@ from jaxllm.storage.paths import check_output
 from .checkpoint import open_checkpoints
 from .checkpoint_arrays import FIRST_MOMENT, SECOND_MOMENT, open_arrays
 from .config import ConfigError, TrainConfig, from_stored, save_config
-from .optimizers.adamw import is_decayed
+from .finetuning.start import init_state, model_to_train
+from .optimizers.optimizer import is_decayed
 from .optimizers.schedule import make_schedule
-from .setup import init_state, keep_origin, make_batches, make_run_mesh, model_to_train
+from .setup import keep_origin, make_batches, make_run_mesh
 from .step import make_steps
 
 
@@ -74,6 +75,7 @@ def _save(config: TrainConfig, model: Model, state: AdamWState, mesh: Mesh, run:
 
 def _state_mismatches(config: TrainConfig, state: AdamWState) -> Iterator[str]:
     """Yields every way the config disagrees with the run that the state came from."""
+    yield from _unlike_adamw(config)
     settings = config.optimizer
     for name in ("b1", "b2", "eps"):
         if not _same_float32(getattr(settings, name), getattr(state, name)):
@@ -105,6 +107,20 @@ def _state_mismatches(config: TrainConfig, state: AdamWState) -> Iterator[str]:
         )
 
 
+def _unlike_adamw(config: TrainConfig) -> Iterator[str]:
+    """Yields each setting whose optimizer state does not move between frameworks."""
+    settings = config.optimizer
+    for name, moves in _MOVES.items():
+        if (given := getattr(settings, name)) != moves:
+            shown = "{...}" if name == "lora" else repr(given)
+            yield f"optimizer.{name}={shown}: only the state of plain AdamW moves to PyTorch"
+
+
+# The settings whose state moves between frameworks.
+_MOVES = {"name": "adamw", "lora": None, "precision": "float32", "ema": None, "spike": None}
+_MOVES |= {"on_bad_step": "stop"}
+
+
 def _same_float32(a: float, b: float) -> bool:
     """Whether two numbers agree up to float32 rounding."""
     return math.isclose(a, b, rel_tol=1e-6)
@@ -127,6 +143,8 @@ def read_state(step: Path) -> AdamWState:
             f"{step} holds a model without optimizer state: it was not written by a training run"
         )
     config, taken = from_stored(described["run"], str(step)), int(folder.name)
+    if problems := list(_unlike_adamw(config)):
+        raise ConfigError("\n".join(f"{step}: {problem}" for problem in problems))
     names = named_parameters(read_model(folder)[0])
     stored = open_arrays(folder, "optimizer")
     settings = config.optimizer

@@ -70,7 +70,7 @@ def train(
         config: the run. `config.output` receives config.yaml, metrics.jsonl, loss.png and
             checkpoints/.
         model: the weights that `config.init_from` names, float32; consumed. Not used where a
-            checkpoint is resumed.
+            checkpoint is resumed, unless it is an adapter: the frozen base is not part of it.
         resume: continue the run in `config.output` from its newest sound checkpoint; without one,
             begin it. Damaged checkpoints are moved to aside/.
         resume_from: continue from the checkpoint of this step; newer ones are moved to aside/.
@@ -125,7 +125,7 @@ def _prepare(
 ) -> Run:
     """Begins the run, or loads the checkpoint to continue from."""
     folder = run_folder(config.output)
-    load = partial(resume_run, config, mesh)
+    load = partial(resume_run, config, mesh, base=model)
     if resume_from is not None:
         return load_chosen(folder, resume_from, load)
     if saved := find_steps(folder):
@@ -151,7 +151,7 @@ def _train_steps(
     check_lock: Callable[[], None],
 ) -> TrainResult:
     """Takes the steps that are left, or those until the run is asked to stop."""
-    model, batches, steps, state = run
+    model, batches, steps, state, base = run
     step, stopped, held_out = int(state.step), False, HeldOut()
     first = step
     if step in (0, config.steps):
@@ -177,14 +177,14 @@ def _train_steps(
             if step % config.save_every == 0 or is_last or stopped:
                 with logger.paused("checkpoint"):
                     logger.copy()  # what a checkpoint continues is kept with it
-                    checkpoints.save(state, config, model, batches.fingerprint())
+                    checkpoints.save(state, config, model, batches.fingerprint(), base)
         checkpoints.wait()
     except KeyboardInterrupt:
         with suppress(UserError):
             checkpoints.wait()
         raise interruption(config, step) from None
     bind, _ = split(model)
-    return TrainResult(bind(state.params), held_out.loss, get_objective(model).unit, step)
+    return TrainResult(bind(state.evaluated), held_out.loss, get_objective(model).unit, step)
 
 
 def _evaluate(
@@ -193,7 +193,7 @@ def _evaluate(
     """Returns the mean loss over the held-out targets, and over those of each source."""
     total = targets = np.zeros((), np.float64)
     for batch in batches.held_out(config.eval_batches):
-        loss, number = steps.evaluate(state.params, on_mesh(batch, mesh, config.batch_size))
+        loss, number = steps.evaluate(state.evaluated, on_mesh(batch, mesh, config.batch_size))
         total, targets = total + np.asarray(loss), targets + np.asarray(number)
     if not targets.sum():
         return HeldOut()

@@ -8,27 +8,18 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 from jax.sharding import Mesh
 
 from jaxllm.checkpoint_origin import KEPT, copy_files, copy_tokenizer
-from jaxllm.checkpointing.orbax_layout import read_step
-from jaxllm.config import check_has_head, stacks_of, with_fields
+from jaxllm.checkpointing.orbax_layout import ADAPTER, read_step
+from jaxllm.config import stacks_of
 from jaxllm.distributed.agreement import check_agreement
 from jaxllm.distributed.gather import gather_texts
 from jaxllm.errors import CheckpointError, UserError
 from jaxllm.hub import local_path
-from jaxllm.models import Model, build_abstract
+from jaxllm.models import Model
 from jaxllm.models.stack import check_positions
-from jaxllm.params import (
-    check_parameters,
-    describe,
-    from_description,
-    initialize,
-    named_parameters,
-    read_model,
-    split,
-)
+from jaxllm.params import describe, from_description, read_model
 from jaxllm.storage.mirror import copy_folder
 from jaxllm.storage.paths import is_remote
 from jaxllm.tokenization import ByteTokenizer, check_tokens, find_tokenizer
@@ -39,8 +30,11 @@ from .config import ConfigError, TrainConfig, find_changes, from_stored, load_st
 from .data import Data, Tokenized
 from .data.batches import Batches, check_batch_size
 from .data.placement import own_rows
+from .finetuning.base import check_base, describe_base
+from .finetuning.start import init_state, model_to_train, starting_weights
 from .mesh import make_mesh
-from .optimizers.schedule import describe_extension, make_schedule
+from .optimizers.extension import describe_extension
+from .optimizers.schedule import make_schedule
 from .step import Steps, TrainState, make_steps
 
 log = logging.getLogger("jaxllm")
@@ -142,37 +136,6 @@ def _origin_folders(config: TrainConfig, model: Model) -> list[Path]:
     return [*folders, Path(config.output) / KEPT]
 
 
-def model_to_train(config: TrainConfig, model: Model | None) -> Model:
-    """Returns the model of a new run: abstract (shapes only) unless weights are given.
-
-    Raises ConfigError if `model` is missing, unexpected or not float32; CheckpointError if its
-    parameters are not those of its config, so that the run could not be resumed.
-    """
-    overrides: dict[str, Any] = {
-        "numerics.dtype": config.dtype,
-        "remat": config.remat,
-        "attention.kernel": config.attention_kernel,
-        "numerics.reduce_dtype": config.optimizer.reduce_dtype,
-    }
-    given = {name: value for name, value in overrides.items() if value is not None}
-    if config.model is not None and model is not None:
-        raise ConfigError("both weights and a new model are given; set init_from, not model")
-    if config.model is not None:
-        model = build_abstract(with_fields(config.model, given))
-    elif model is not None:
-        check_parameters(model)
-        bind, _ = split(from_description(describe(model), given))
-        model = bind(split(model)[1])
-    else:
-        raise ConfigError(
-            f"init_from={config.init_from!r} names a checkpoint, but no model was given; load it "
-            "with load_pretrained and give it as `model`"
-        )
-    _check_float32(model)
-    check_has_head(model.config, "train")
-    return model
-
-
 def keep_origin(model: Model, run: Any, data: Data | None = None) -> None:
     """Copies the tokenizer and other files of the model's origin into the run, which exports them.
 
@@ -209,6 +172,7 @@ class Run(NamedTuple):
     batches: Batches
     steps: Steps
     state: TrainState
+    base: dict[str, Any] | None = None  # of an adapter: `describe_base`
 
 
 def begin_run(config: TrainConfig, model: Model | None, mesh: Mesh) -> Run:
@@ -216,20 +180,31 @@ def begin_run(config: TrainConfig, model: Model | None, mesh: Mesh) -> Run:
     model = model_to_train(config, model)
     batches = make_batches(config, model, mesh)
     _check_agreement(model, batches)
-    if config.model is not None:
-        model = initialize(model.config, mesh, config.seed)
     steps = make_steps(config, model, mesh)
-    return Run(model, batches, steps, init_state(steps, split(model)[1]))
+    state = init_state(steps, starting_weights(config, model, mesh))
+    if config.optimizer.lora is None:
+        return Run(model, batches, steps, state)
+    return Run(model, batches, steps, state, describe_base(state.frozen, config.init_from))
 
 
-def resume_run(config: TrainConfig, mesh: Mesh, step: Path) -> Run:
+def resume_run(config: TrainConfig, mesh: Mesh, step: Path, base: Model | None = None) -> Run:
     """Prepares a run to continue from the checkpoint in the folder `step`.
 
+    Args:
+        config: the run.
+        mesh: its devices.
+        step: the checkpoint.
+        base: the weights of `config.init_from`, which an adapter needs.
+
     Raises:
-        ConfigError: the config or the data would change the run's numbers; lists every change.
+        ConfigError: the config or the data would change the run's numbers; lists every change. Or
+            the base is not the one that an adapter was trained on.
         CheckpointError: the checkpoint is damaged; in all processes, if one of them finds it so.
     """
     about, model = _read_together(step)
+    lora = config.optimizer.lora
+    if lora is not None:
+        model = model_to_train(config, base)
     batches = make_batches(config, model, mesh)
     _check_agreement(model, batches)
     problems = find_changes(about["run"], config, int(step.name))
@@ -240,19 +215,25 @@ def resume_run(config: TrainConfig, mesh: Mesh, step: Path) -> Run:
             "\n".join(f"cannot resume {config.output}: {problem}" for problem in problems)
         )
     steps = make_steps(config, model, mesh)
-    state = load_state(step, steps.abstract_state)
+    described, frozen = None, {}
+    if lora is not None:
+        frozen = init_state(steps, starting_weights(config, model, mesh)).frozen
+        described = describe_base(frozen, config.init_from)
+        check_base(about[ADAPTER], described)
+    state = load_state(step, steps.abstract_state, frozen)
     saved = from_stored(about["run"], str(step))
     if config.steps != saved.steps:
         before, after = (make_schedule(run.optimizer, run.steps) for run in (saved, config))
         log.info("%s", describe_extension(before, after, saved.steps, config.steps))
-    return Run(model, batches, steps, state)
+    return Run(model, batches, steps, state, described)
 
 
 def _read_together(step: Path) -> tuple[dict[str, Any], Model]:
     """Reads the metadata of a step; if a process cannot, none can."""
     problem = ""
     try:
-        about, model = read_step(step, "run", "data").about, read_model(step)[0]
+        about = read_step(step, "run", "data").about
+        model = from_description(about) if ADAPTER in about else read_model(step)[0]
     except CheckpointError as error:
         problem = "\n".join(error.problems)
     for found in gather_texts(problem):
@@ -264,23 +245,3 @@ def _read_together(step: Path) -> tuple[dict[str, Any], Model]:
 def _check_agreement(model: Model, batches: Batches) -> None:
     """Raises UserError if other processes have other data or another model."""
     check_agreement({"model": describe(model)["config"], "data": batches.fingerprint()})
-
-
-def _check_float32(model: Model) -> None:
-    """Raises ConfigError unless every parameter is float32: coarser dtypes lose small updates."""
-    other_dtypes = {
-        variable.get_value().dtype.name
-        for variable in named_parameters(model).values()
-        if variable.get_value().dtype != np.float32
-    }
-    if other_dtypes:
-        raise ConfigError(
-            f"the parameters are {', '.join(other_dtypes)}, which loses small updates; load them "
-            "with dtype='float32'. For lower-precision activations set dtype in the run's config"
-        )
-
-
-def init_state(steps: Steps, params: dict) -> TrainState:
-    """Returns the state before the first step, sharded over the mesh."""
-    shardings = jax.tree.map(lambda x: x.sharding, steps.abstract_state.params)
-    return steps.init(jax.device_put(params, shardings))

@@ -1,6 +1,7 @@
 """Optimizer steps: jitted functions from state and batch to new state and metrics."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -10,6 +11,9 @@ import optax
 from jax import Array, lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from jaxllm.lora.attach import set_keys
+from jaxllm.lora.config import LoraConfig
+from jaxllm.lora.parts import join, partition
 from jaxllm.models import Model
 from jaxllm.params import Params, map_parameters, parameter_shardings, split
 from jaxllm.sharding import constrain
@@ -17,23 +21,39 @@ from jaxllm.sharding import constrain
 from .config import TrainConfig
 from .data import Data, MixtureConfig
 from .objective import Batch, Loss, get_objective
-from .optimizers.adamw import make_optimizer, optimizer_shardings
+from .optimizers.average import averaged
 from .optimizers.group_norms import group_norms
+from .optimizers.optimizer import make_optimizer, optimizer_shardings
 from .optimizers.schedule import make_schedule
 
 SHARE = "share/"  # metrics that begin so: the share of the targets that a source has in a batch
+NO_PARAMS: Params = {}
 
 
 class TrainState(NamedTuple):
     """The state that a training step updates."""
 
-    params: Params
+    params: Params  # those that are trained
     optimizer: optax.OptState
     step: Array  # number of steps taken
+    frozen: Params = NO_PARAMS  # those of a base that LoRA leaves as they are
+
+    @property
+    def weights(self) -> Params:
+        """All parameters of the model."""
+        return join(self.params, self.frozen)
+
+    @property
+    def evaluated(self) -> Params:
+        """All parameters to evaluate: the moving average of those that are trained, if kept."""
+        return join(averaged(self.optimizer, self.params), self.frozen)
 
 
 class Steps(NamedTuple):
-    """The jitted functions of a run. `init` and `train` donate their first argument."""
+    """The jitted functions of a run. `init` and `train` donate their first argument.
+
+    `init` takes all parameters, of which `TrainState` has two parts; so does `evaluate`.
+    """
 
     init: Callable[[Params], TrainState]
     train: Callable[[TrainState, Batch], tuple[TrainState, dict[str, Array]]]
@@ -50,28 +70,27 @@ def make_steps(config: TrainConfig, model: Model, mesh: Mesh) -> Steps:
         model: may be abstract: only its structure is used.
         mesh: determines the shardings of the state.
     """
-    bind, params = split(model)
+    (bind, weights), lora = split(model), config.optimizer.lora
     objective = get_objective(model)
-    optimizer = make_optimizer(config.optimizer, config.steps, model)
+    optimizer = make_optimizer(config.optimizer, config.steps, model, config.seed)
     schedule = make_schedule(config.optimizer, config.steps)
-    by_name = parameter_shardings(model, mesh)
-    param_shardings = map_parameters(model, lambda name, _: by_name[name])
-    replicated: Any = NamedSharding(mesh, PartitionSpec())
-    state_shardings = TrainState(
-        param_shardings, optimizer_shardings(optimizer, params, param_shardings, mesh), replicated
-    )
+    state_shardings = _state_shardings(optimizer, model, lora, mesh)
 
-    def loss(params: Params, batch: Batch, key: Array | None) -> tuple[Array, tuple]:
-        total, balance, by_source_S = objective.loss(bind(params), batch, config.loss, key)
+    def loss(
+        frozen: Params, params: Params, batch: Batch, key: Array | None
+    ) -> tuple[Array, tuple]:
+        own = set_keys(bind(join(params, frozen)), key)
+        total, balance, by_source_S = objective.loss(own, batch, config.loss, key)
         return total + balance.aux_loss * jnp.sum(batch["mask"]), (balance.fullest, by_source_S)
 
-    def init(params: Params) -> TrainState:
-        return TrainState(params, optimizer.init(params), jnp.zeros((), jnp.int32))
+    def init(weights: Params) -> TrainState:
+        params, frozen = partition(weights, lora)
+        return TrainState(params, optimizer.init(params), jnp.zeros((), jnp.int32), frozen)
 
     def train(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
         key = jax.random.fold_in(jax.random.key(config.seed), state.step)
         (total, (fullest, by_source_S)), grads = accumulate(
-            jax.value_and_grad(loss, has_aux=True),
+            jax.value_and_grad(functools.partial(loss, state.frozen), has_aux=True),
             *(state.params, batch, config.accumulate, key),
         )
         targets = jnp.maximum(jnp.sum(batch["mask"]), 1)
@@ -83,24 +102,26 @@ def make_steps(config: TrainConfig, model: Model, mesh: Mesh) -> Steps:
             **group_norms(grads),
             "learning_rate": schedule(state.step),
         }
-        metrics |= {} if fullest is None else {"expert_load": fullest / config.accumulate}
+        load = None if fullest is None else fullest / config.accumulate
+        metrics |= _given(bad_step=optax.tree.get(moments, "is_bad"), expert_load=load)
         metrics |= source_metrics(config.data, by_source_S, batch)
         params = optax.apply_updates(state.params, updates)
-        return TrainState(params, moments, state.step + 1), metrics
+        return TrainState(params, moments, state.step + 1, state.frozen), metrics
 
-    def evaluate(params: Params, batch: Batch) -> tuple[Array, Array]:
+    def evaluate(weights: Params, batch: Batch) -> tuple[Array, Array]:
         plain = dataclasses.replace(config.loss, z_loss=0.0)
-        return sums_by_source(objective.loss(bind(params), batch, plain, None), batch)
+        return sums_by_source(objective.loss(bind(weights), batch, plain, None), batch)
 
+    shapes = jax.tree.map(
+        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+        jax.eval_shape(init, weights),
+        state_shardings,
+    )
     return Steps(
         jax.jit(init, donate_argnums=0, out_shardings=state_shardings),
-        jax.jit(train, donate_argnums=0, out_shardings=(state_shardings, replicated)),
-        jax.jit(evaluate, out_shardings=replicated),
-        jax.tree.map(
-            lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
-            jax.eval_shape(init, params),
-            state_shardings,
-        ),
+        jax.jit(train, donate_argnums=0, out_shardings=(state_shardings, state_shardings.step)),
+        jax.jit(evaluate, out_shardings=state_shardings.step),
+        shapes,
     )
 
 
@@ -130,6 +151,23 @@ def source_metrics(data: Data, by_source_S: Array | None, batch: Batch) -> dict[
 def targets_by_source(batch: Batch) -> Array:
     """Counts the targets of each source of a mixture, S."""
     return jnp.einsum("BS,B->S", batch["sources"].astype(jnp.float32), batch["mask"].sum(1))
+
+
+def _given(**metrics: Array | None) -> dict[str, Array]:
+    """Returns the metrics that are not None."""
+    return {name: value for name, value in metrics.items() if value is not None}
+
+
+def _state_shardings(
+    optimizer: optax.GradientTransformation, model: Model, lora: LoraConfig | None, mesh: Mesh
+) -> TrainState:
+    """Returns the shardings of the state of a run."""
+    by_name = parameter_shardings(model, mesh)
+    placed, frozen = partition(map_parameters(model, lambda name, _: by_name[name]), lora)
+    params, _ = partition(split(model)[1], lora)
+    moments = optimizer_shardings(optimizer, params, model, mesh)
+    replicated: Any = NamedSharding(mesh, PartitionSpec())
+    return TrainState(placed, moments, replicated, frozen)
 
 
 def accumulate(

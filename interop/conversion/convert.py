@@ -8,6 +8,7 @@ import shutil
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from jaxllm.checkpoint_origin import KEPT, Origin, copy_files
 from jaxllm.config import Dtype
 from jaxllm.errors import CheckpointArgumentError, NarrowingError
 from jaxllm.hub import local_path
+from jaxllm.interop.adapters.merging import open_merged
 from jaxllm.interop.formats import orbax
 from jaxllm.interop.formats.byte_sizes import parse_size
 from jaxllm.interop.formats.file_writer import CHUNK_BYTES, WORKERS, Digest, in_threads
@@ -75,50 +77,50 @@ def convert(
     allow: Sequence[str] = (),
     optimizer: OptimizerExport | None = None,
     workers: int = WORKERS,
+    merge: bool | str | Path = False,
 ) -> Conversion:
     """Converts a checkpoint to another format. If it is killed, the same call resumes.
 
-    Until then the checkpoint is in `destination`.partial, with a journal of the tensors' hashes,
-    which are verified. It succeeds as well if the destination already is what it would write.
+    Until then it is in `destination`.partial, with a journal of the tensors' hashes, which are
+    verified. It succeeds as well if the destination already is what it would write.
 
     Args:
         source: a checkpoint of any known family, a native checkpoint, or a run.
         destination: a folder that does not exist yet, or is empty.
         to: one of `formats.table.FORMATS`, such as "hf", "meta" or "native".
-        dtype: dtype of all tensors; by default as stored. Warns of numbers that become zero.
+        dtype: of all tensors; by default as stored. Warns of numbers that become zero.
         model_parallel: the number of shards to write, for "meta".
-        step: the step of a run; by default the newest.
+        step: of a run; by default the newest.
         max_ram: host memory for tensors in flight: bytes, or a text like "256MiB".
         max_shard: the most bytes of tensors in a safetensors shard.
         progress: called with the bytes done and the total, from several threads.
-        rules: rules of your own (docs/rules.md), for the source and for `to="rules"`.
-        strict: as for `load_pretrained`.
-        allow: as for `load_pretrained`.
+        rules, strict, allow: as for `load_pretrained`; `rules` also for `to="rules"`.
         optimizer: the optimizer state of the run at that step, to be written for PyTorch too.
         workers: the number of threads, each of which writes one tensor at a time.
+        merge: write the base of an adapter with it merged in: the base, or True for its own.
 
     Raises:
-        CheckpointError: the source is not a checkpoint or changed meanwhile, the format cannot
-            express it, numbers overflow `dtype`, or another conversion is in the way.
+        CheckpointError: the source is no checkpoint or changed, the format cannot express it,
+            numbers overflow `dtype`, or another conversion is in the way.
         UserError: `dtype`, `max_ram` or `max_shard` is not valid.
     """
     source, destination = local_path(source).resolve(), check_output(destination).resolve()
     chunk_bytes = max(min(parse_size(max_ram) // (workers * COPIES), CHUNK_BYTES), 1)
-    opened = open_model_arrays(source, step, rules, dtype=dtype, strict=strict, allow=allow)
+    read = partial(open_merged, base=merge) if merge else open_model_arrays
+    opened = read(source, step=step, rules=rules, dtype=dtype, strict=strict, allow=allow)
     before, model = identify(opened.files), _cast(opened, dtype, to, destination)
     writer = _writer(model, to, model_parallel, parse_size(max_shard), rules, optimizer)
     if _is_complete(writer, destination, chunk_bytes):
         return _conversion(writer, kept=sum(writer.units.values()))
-    plan = {"to": to, "dtype": dtype, "model_parallel": model_parallel}
+    plan = {"to": to, "dtype": dtype, "model_parallel": model_parallel, "merge": str(merge)}
     plan |= {"optimizer": optimizer and optimizer.form, **_describe(source, before, writer)}
-    partial = _partial_folder(destination)
-    with Journal(partial / NAME, plan) as journal, _discarding(partial, opened, dtype, chunk_bytes):
+    left = _partial_folder(destination)
+    with Journal(left / NAME, plan) as journal, _discarding(left, opened, dtype, chunk_bytes):
         workers = min(workers, max(parse_size(max_ram) // max(writer.most_held, 1), 1))
-        work = _Work(writer, partial / "checkpoint", journal, chunk_bytes, workers, progress)
+        work = _Work(writer, left / "checkpoint", journal, chunk_bytes, workers, progress)
         work.complete(destination, source, opened.origin, before)
-        shutil.rmtree(partial)
-    _warn_of_zeros(model, work.kept)
-    return _conversion(writer, work.kept)
+        shutil.rmtree(left)
+    return _conversion(writer, work.kept, model)
 
 
 def _cast(model: ModelArrays, dtype: Dtype | None, to: str, destination: Path) -> ModelArrays:
@@ -129,15 +131,14 @@ def _cast(model: ModelArrays, dtype: Dtype | None, to: str, destination: Path) -
     return model.astype(dtype).as_on_devices()
 
 
-def _warn_of_zeros(model: ModelArrays, kept: int) -> None:
-    """Logs a warning on numbers that became zero; of an earlier attempt, nothing is known."""
-    if model.zeroed is not None and (warning := model.zeroed.describe()):
+def _conversion(
+    writer: CheckpointWriter, kept: int, model: ModelArrays | None = None
+) -> Conversion:
+    """Returns what was done; logs a warning on numbers of `model` that became zero meanwhile."""
+    if model is not None and model.zeroed is not None and (warning := model.zeroed.describe()):
+        # Nothing is known of an earlier attempt.
         logger.warning("%s%s", warning, "\n  (in what this attempt wrote)" if kept else "")
-
-
-def _conversion(writer: CheckpointWriter, kept: int) -> Conversion:
-    total = sum(writer.units.values())
-    return Conversion(writer.format_name, len(writer.units), total, kept)
+    return Conversion(writer.format_name, len(writer.units), sum(writer.units.values()), kept)
 
 
 def _describe(source: Path, files: Mapping[Path, str], writer: CheckpointWriter) -> dict[str, str]:

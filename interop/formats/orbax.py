@@ -78,7 +78,7 @@ def load(path: Path, *, mesh: Mesh | None = None, dtype: Dtype | None = None) ->
         shape = variable.get_value().shape
         return jax.ShapeDtypeStruct(shape, stored[name].dtype, sharding=placed.get(name, alone))
 
-    model.origin = _own_origin(path, model.origin)
+    model.origin = own_origin(path, model.origin)
     bind, _ = split(model)
     params = restore(path, {"model": map_parameters(model, target)})["model"]
     if dtype is None:
@@ -151,7 +151,7 @@ def open_step(path: Path) -> tuple[Model, dict[str, TensorSource]]:
         CheckpointError: see `read_model`.
     """
     model, stored = read_model(path)
-    model.origin = _own_origin(path, model.origin)
+    model.origin = own_origin(path, model.origin)
     # Enough for the chunks of one array and of the next.
     cache_bytes = max(_CACHE_BYTES, 2 * max(array.chunk_bytes for array in stored.values()))
     context = tensorstore.Context({"cache_pool": {"total_bytes_limit": cache_bytes}})
@@ -160,7 +160,7 @@ def open_step(path: Path) -> tuple[Model, dict[str, TensorSource]]:
     return model, sources
 
 
-def _own_origin(step: Path, origin: Origin | None) -> Origin | None:
+def own_origin(step: Path, origin: Origin | None) -> Origin | None:
     """Returns the origin with its files in the copy that the run or native checkpoint keeps."""
     kept = step.parent.parent / KEPT
     if not kept.is_dir() or (origin is None and not any(kept.iterdir())):

@@ -27,7 +27,7 @@ HF = "hf"  # the format of the families that have variants
 SENTENCE_TRANSFORMERS = "modules.json"
 SUPPORTED = "docs/families.md lists what is supported"
 OWN_RULES = "for a PyTorch model of your own, give rules (docs/rules.md)"
-MERGE = "merge it into the weights with peft (merge_and_unload) to have what it learned"
+MERGE = "merge it into its base to have what it learned: `jaxllm convert ADAPTER OUT --merge`"
 MOST_NAMES = 8  # how many files of a folder a message lists
 
 logger = logging.getLogger(__name__)

@@ -20,9 +20,12 @@ class LevelNames:
 
 
 class FormatNames:
-    """Names of the checkpoint formats that can be written."""
+    """Names of the checkpoint formats that can be written, and of others that a command has."""
+
+    def __init__(self, *others: str):
+        self.others = others
 
     def __iter__(self) -> Iterator[str]:
         from jaxllm.interop.formats.table import writable_formats
 
-        return iter(writable_formats())
+        return iter([*writable_formats(), *self.others])

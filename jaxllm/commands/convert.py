@@ -5,6 +5,8 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from jaxllm.errors import UserError
+
 from .choices import FormatNames
 from .environment import say
 from .options import (
@@ -19,6 +21,8 @@ from .options import (
     count,
 )
 
+PEFT = "peft"  # no format of whole models
+
 
 def add_commands(add: AddCommand) -> None:
     """Adds `convert` to the command line."""
@@ -31,7 +35,18 @@ def add_commands(add: AddCommand) -> None:
     convert.add_argument("source", metavar="SOURCE", help=CHECKPOINT)
     convert.add_argument("destination", metavar="DESTINATION", help="a new folder")
     convert.add_argument(
-        "--to", metavar="FORMAT", choices=FormatNames(), help="%(choices)s (default: hf)"
+        "--to",
+        metavar="FORMAT",
+        choices=FormatNames(PEFT),
+        help="%(choices)s (default: hf); peft writes the adapter of a run with LoRA",
+    )
+    convert.add_argument(
+        "--merge",
+        action="store_true",
+        help="SOURCE is an adapter, of PEFT or of a run: write its base with the adapter merged in",
+    )
+    convert.add_argument(
+        "--base", metavar="PATH", help="with --merge: the base (default: as the adapter names it)"
     )
     add_dtype(convert)
     convert.add_argument(
@@ -77,6 +92,10 @@ def _convert(arguments: argparse.Namespace) -> int:
 
     from . import convert_optimizer
 
+    if arguments.base is not None and not arguments.merge:
+        raise UserError("--base: only with --merge")
+    if arguments.to == PEFT:
+        return _to_peft(arguments)
     if convert_optimizer.is_into_run(arguments):
         return convert_optimizer.into_run(arguments)
     optimizer = convert_optimizer.optimizer_of(arguments) if arguments.with_optimizer else None
@@ -93,6 +112,7 @@ def _convert(arguments: argparse.Namespace) -> int:
             progress=progress,
             rules=arguments.rules,
             optimizer=optimizer,
+            merge=arguments.base or arguments.merge,
             **allowances(arguments),
         )
     seconds = time.perf_counter() - begun
@@ -101,6 +121,18 @@ def _convert(arguments: argparse.Namespace) -> int:
         f"{arguments.destination}: {done.format_name}, {format_size(done.num_bytes)}{kept}, "
         f"{seconds:.1f} s"
     )
+    return 0
+
+
+def _to_peft(arguments: argparse.Namespace) -> int:
+    from jaxllm.interop.adapters.run_to_peft import run_to_peft
+
+    given = {"--merge": arguments.merge, "--dtype": arguments.dtype, "--rules": arguments.rules}
+    given["--with-optimizer"] = arguments.with_optimizer
+    if wrong := [name for name, value in given.items() if value]:
+        raise UserError(f"{', '.join(wrong)}: not with --to peft")
+    run_to_peft(arguments.source, arguments.destination, arguments.step)
+    say(f"{arguments.destination}: an adapter for PEFT")
     return 0
 
 

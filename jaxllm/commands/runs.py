@@ -142,10 +142,13 @@ def _train(arguments: argparse.Namespace) -> int:
         arguments.overrides = [*arguments.overrides, "--speed.profile", arguments.profile]
     config = read_run_config(arguments)
     options = {"resume": arguments.resume, "resume_from": arguments.resume_from}
-    start = None if _resumes(config, arguments) else config.init_from
+    # The frozen weights that LoRA adds to are no part of a run's checkpoints.
+    is_part = config.optimizer.lora is not None
+    start = None if _resumes(config, arguments) and not is_part else config.init_from
     facts = {"config": to_dict(config), "options": options, "init_from": _sample_weights(start)}
     check_agreement(facts)  # before weights are read
-    result = train(config, _initial_weights(config, start), **options)
+    model = _initial_weights(config, start)
+    result = train(_with_our_names(config, model), model, **options)
     if jax.process_index() == 0:
         if result.held_out_loss is not None:
             say(f"held-out loss {result.held_out_loss:.4f} {result.unit}")
@@ -188,13 +191,23 @@ def _initial_weights(config: "TrainConfig", start: str | None) -> "Model | None"
     """Loads the weights that a run starts from, onto its mesh."""
     from jaxllm.interop import load_pretrained
     from jaxllm.train import make_mesh
+    from jaxllm.train.finetuning.start import start_dtype
 
     if start is None:
         return None
-    mesh = make_mesh(**dataclasses.asdict(config.mesh))
-    return load_pretrained(
-        start, mesh=mesh, dtype="float32", strict=config.strict, allow=config.allow
-    )
+    mesh, dtype = make_mesh(**dataclasses.asdict(config.mesh)), start_dtype(config)
+    return load_pretrained(start, mesh=mesh, dtype=dtype, strict=config.strict, allow=config.allow)
+
+
+def _with_our_names(config: "TrainConfig", model: "Model | None") -> "TrainConfig":
+    """Returns the config of a run; LoRA's targets may be given under PyTorch's names."""
+    from jaxllm.interop.adapters.targets import in_our_names
+
+    optimizer = config.optimizer
+    if optimizer.lora is None or model is None:
+        return config
+    named = dataclasses.replace(optimizer, lora=in_our_names(optimizer.lora, model))
+    return dataclasses.replace(config, optimizer=named)
 
 
 def read_run_config(arguments: argparse.Namespace, path: str | None = None) -> "TrainConfig":

@@ -87,7 +87,7 @@ _MOVED = {
         held_out = data.held_out
         metrics = monitoring.metrics
         noise = verify.noise
-        optimizer = optimizers.adamw
+        optimizer = optimizers.config, optimizers.optimizer
         outcomes = verify.outcomes
         pairs = data.pairs
         plan = cost
@@ -99,6 +99,7 @@ _MOVED = {
         variants = verify.variants
         vectors = data.vectors
     """,
+    "jaxllm.train.optimizers": "adamw = config, optimizer",
     "jaxllm.train.data": "tokenizers = jaxllm.tokenization",
 }
 

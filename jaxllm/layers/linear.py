@@ -17,6 +17,7 @@ from jaxllm.config import Dtype, ReduceDtype, StackConfig
 from jaxllm.errors import UserError
 from jaxllm.sharding import constrain
 
+from .adapters.low_rank import LowRank, summed_dims
 from .lookup import look_up
 
 PROJECTION = "projection"  # checkpoint name of projection outputs, which remat="dots" saves
@@ -54,12 +55,16 @@ class Linear(nnx.Module):
         self.equation = equation
         self.dtype = dtype or config.numerics.dtype
         self.reduce_dtype = config.numerics.reduce_dtype
-        self.kernel = nnx.Param(kernel, dims=dims)
+        self.kernel = nnx.Param(kernel, dims=dims, summed=summed_dims(equation))
         self.bias = nnx.data(nnx.Param(bias, dims="".join(sizes)) if use_bias else None)
+        self.lora: LowRank | None = nnx.data(None)  # `jaxllm.lora.attach` adds it
 
     def __call__(self, x: Array) -> Array:
         """Returns the projection in the dtype of the output."""
-        return checkpoint_name(self.accumulate(x).astype(self.dtype), PROJECTION)
+        y = self.accumulate(x).astype(self.dtype)
+        if self.lora is not None:
+            y = y + self.lora(x).astype(self.dtype)
+        return checkpoint_name(y, PROJECTION)
 
     def accumulate(self, x: Array) -> Array:
         """Returns the projection in float32, not rounded to the dtype of the output: for logits."""
@@ -98,7 +103,7 @@ class Embedding(nnx.Module):
         table = config.init.std * rngs.params.normal(shape, config.numerics.param_dtype)
         self.dtype, self.scale = config.numerics.dtype, config.embed_scale
         self.reduce_dtype = config.numerics.reduce_dtype
-        self.embedding = nnx.Param(table, dims="VD")
+        self.embedding = nnx.Param(table, dims="VD", summed="V")
 
     def __call__(self, tokens_BT: Array) -> Array:
         """Looks up embeddings, BTD. A token outside the vocabulary gives NaN where it is traced.
@@ -169,7 +174,7 @@ class PositionTable(nnx.Module):
         shape = (self.offset + config.max_len, config.embed_dim)
         table = config.init.std * rngs.params.normal(shape, config.numerics.param_dtype)
         self.dtype = config.numerics.dtype
-        self.embedding = nnx.Param(table, dims=".D")
+        self.embedding = nnx.Param(table, dims=".D", summed=".")
 
     def __call__(self, positions_BT: Array) -> Array:
         """Looks up position embeddings, BTD. Positions past the table give NaN."""

@@ -29,7 +29,8 @@ def project_together(linears: Sequence[Linear], x: Array) -> tuple[Array, ...]:
     mesh = jax.sharding.get_abstract_mesh()
     is_watched = any(map(has_hook, linears))  # values inside a shard_map cannot be recorded
     ways = 1 if mesh.empty or is_watched else mesh.shape.get(AXIS, 1)
-    graphdef, state = nnx.split([without_hooks(linear) for linear in linears] if ways > 1 else [])
+    bare = [without_lora(without_hooks(linear)) for linear in linears] if ways > 1 else []
+    graphdef, state = nnx.split(bare)
     variables = jax.tree.leaves(state, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable))
     specs = [partition_spec(v.dims, v.get_value().shape, {AXIS: ways}) for v in variables]
     if not all(AXIS in spec for spec in specs) or not specs:
@@ -47,7 +48,18 @@ def project_together(linears: Sequence[Linear], x: Array) -> tuple[Array, ...]:
     run = jax.shard_map(
         local, in_specs=(specs, PartitionSpec()), out_specs=outputs, axis_names={AXIS}
     )
-    return run([variable.get_value() for variable in variables], x)
+    projected = run([variable.get_value() for variable in variables], x)
+    return tuple(
+        y if linear.lora is None else y + linear.lora(x).astype(y.dtype)
+        for linear, y in zip(linears, projected, strict=True)
+    )
+
+
+def without_lora(linear: Linear) -> Linear:
+    """Returns a copy of a projection without what LoRA adds to it."""
+    copied = nnx.merge(*nnx.split(linear))
+    copied.lora = nnx.data(None)
+    return copied
 
 
 def _output_spec(linear: Linear, ways: int) -> PartitionSpec:

@@ -9,7 +9,7 @@ from tiny import TINY, random_model
 from jaxllm.models import Model
 from jaxllm.params import split
 from jaxllm.train import TrainConfig
-from jaxllm.train.optimizers.adamw import make_optimizer
+from jaxllm.train.optimizers.optimizer import make_optimizer
 from jaxllm.train.step import TrainState
 
 RUN = TrainConfig(output="nowhere", steps=9, batch_size=8, seq_len=16, model=TINY)

@@ -30,7 +30,7 @@ from jaxllm.train.data.documents import DataConfig
 from jaxllm.train.data.tasks import TaskConfig
 from jaxllm.train.loss import LossConfig
 from jaxllm.train.mesh import MeshConfig
-from jaxllm.train.optimizers.adamw import OptimizerConfig
+from jaxllm.train.optimizers.config import OptimizerConfig
 from jaxllm.train.optimizers.schedule import PhaseConfig
 from jaxllm.train.speed.options import SpeedConfig
 

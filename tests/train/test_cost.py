@@ -7,12 +7,14 @@ from kinds import CONFIGS
 from tiny import TINY
 
 from jaxllm.config import ExpertsConfig, LayerKind, with_fields
+from jaxllm.lora.config import LoraConfig
 from jaxllm.models import build_abstract
 from jaxllm.params import count_parameters, initialize, named_parameters
 from jaxllm.train import TrainConfig, make_mesh
-from jaxllm.train.cost import estimate_cost, optimal_parameters, parameters_per_device
+from jaxllm.train.cost import bytes_per_device, estimate_cost, optimal_parameters
 from jaxllm.train.data.tasks import TaskConfig
 from jaxllm.train.mesh import MeshConfig
+from jaxllm.train.optimizers.config import OptimizerConfig
 
 RUN = TrainConfig(output="runs/x", steps=100, batch_size=8, seq_len=64, model=TINY)
 SIZES = {"data": 1, "fsdp": 2, "sequence": 1, "tensor": 4, "expert": 1}
@@ -45,9 +47,26 @@ def test_memory_per_device_matches_placed_parameters():
     for variable in named_parameters(model).values():
         for shard in variable.get_value().addressable_shards:
             device[shard.device] = device.get(shard.device, 0) + shard.data.size
-    assert parameters_per_device(TINY, SIZES) == max(device.values()) < count_parameters(model)
+    assert max(device.values()) < count_parameters(model)
+    assert bytes_per_device(RUN, {"data": 1, **SIZES}) == 16 * max(device.values())
     on_mesh = dataclasses.replace(RUN, mesh=MeshConfig(fsdp=2, tensor=4))
     assert estimate_cost(on_mesh).bytes_per_device == 16 * max(device.values())
+
+
+def test_memory_is_that_of_the_optimizer_by_name():
+    def held(**settings) -> int:
+        return bytes_per_device(
+            dataclasses.replace(RUN, optimizer=OptimizerConfig(**settings)), {"data": 1, "fsdp": 1}
+        )
+
+    size = count_parameters(build_abstract(TINY))
+    assert held() == 16 * size
+    assert held(name="lion") == held(name="sgd") == 12 * size
+    assert 8 * size < held(name="adafactor") < 9 * size
+    assert 12 * size < held(name="muon") < 16 * size
+    assert held(precision="bfloat16_master") == (2 + 2 + 4 + 8) * size
+    lora = held(lora=LoraConfig(rank=4, base_dtype="bfloat16"))
+    assert 2 * size < lora < 0.3 * 16 * size
 
 
 def test_image_patches_count_for_the_vision_encoder_only():

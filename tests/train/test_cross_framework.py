@@ -15,7 +15,7 @@ from jaxllm.params import named_parameters
 from jaxllm.train import ConfigError, TrainConfig, read_state, train, write_run
 from jaxllm.train.data.documents import DataConfig
 from jaxllm.train.mesh import MeshConfig
-from jaxllm.train.optimizers.adamw import OptimizerConfig
+from jaxllm.train.optimizers.config import OptimizerConfig
 from jaxllm.train.optimizers.schedule import make_schedule
 
 STEPS, TAKEN = 6, 4
@@ -88,7 +88,7 @@ def test_a_written_state_is_read_back(make, decay_all):
 def test_norms_decay_only_with_decay_all():
     """With zero gradients, only weight decay changes a parameter."""
     from jaxllm.params import split
-    from jaxllm.train.optimizers.adamw import make_optimizer
+    from jaxllm.train.optimizers.optimizer import make_optimizer
 
     model = random_model(num_layers=2)
     _, params = split(model)

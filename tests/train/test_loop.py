@@ -37,7 +37,7 @@ from jaxllm.train.loss import LossConfig
 from jaxllm.train.mesh import MeshConfig
 from jaxllm.train.monitoring.metrics import MetricLog, read_metrics, read_results
 from jaxllm.train.objective import next_token_loss
-from jaxllm.train.optimizers.adamw import OptimizerConfig
+from jaxllm.train.optimizers.config import OptimizerConfig
 from jaxllm.train.optimizers.schedule import make_schedule
 from jaxllm.train.restarts.stopping import Interrupted
 

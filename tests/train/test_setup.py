@@ -24,7 +24,7 @@ from jaxllm.train.checkpoint import open_checkpoints
 from jaxllm.train.config import find_changes, from_stored, save_config, to_dict
 from jaxllm.train.data.documents import DataConfig
 from jaxllm.train.mesh import MeshConfig
-from jaxllm.train.optimizers.adamw import OptimizerConfig
+from jaxllm.train.optimizers.config import OptimizerConfig
 from jaxllm.train.setup import (
     begin_run,
     keep_origin,

@@ -15,7 +15,7 @@ from jaxllm.train import TrainConfig, make_mesh
 from jaxllm.train.data.documents import DataConfig
 from jaxllm.train.loss import LossConfig
 from jaxllm.train.objective import next_token_loss
-from jaxllm.train.optimizers.adamw import OptimizerConfig
+from jaxllm.train.optimizers.config import OptimizerConfig
 from jaxllm.train.step import accumulate, make_steps
 
 RATE = 0.3

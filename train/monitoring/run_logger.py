@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from functools import partial
 from importlib.util import find_spec
 from time import monotonic
 from types import MappingProxyType
@@ -17,6 +18,7 @@ from jaxllm.storage.paths import is_remote
 from jaxllm.train.config import TrainConfig, save_config
 from jaxllm.train.speed.stopwatch import Rate, Stopwatch, memory_in_use
 
+from .bad_step import BAD_STEP, MOST_SKIPPED, describe_bad_step
 from .live_plot import LivePlot
 from .metrics import MEMORY, SPEED, MetricLog, read_metrics
 from .plot import plot_losses
@@ -41,6 +43,7 @@ class RunLogger:
         self._stack = ExitStack()
         self._log: MetricLog | None = None
         self._stopwatch = Stopwatch(rate)
+        self._skipped = 0  # bad steps up to now, without a good one between them
         self._config, self._unit, self._name = config, unit, folder.name
         self._mirror: Mirror | None = None
         self.folder = folder  # of this machine, also if the run is on an object store
@@ -123,7 +126,12 @@ class RunLogger:
             self._mirror.copy()
 
     def flush(self) -> None:
-        """Writes the queued metrics. Raises NonFiniteError if one of them is not finite."""
+        """Writes the queued metrics.
+
+        Raises:
+            NonFiniteError: the step is bad, and the config does not say to skip it; or one of too
+                many in a row.
+        """
         if self._pending is None:
             return
         step, pending = self._pending
@@ -137,8 +145,17 @@ class RunLogger:
             if step % self._config.log_every == 0 or step == self._config.steps:
                 self._write_speed(step)
             self._plot.update()
-        if not all(map(math.isfinite, metrics.values())):
-            raise NonFiniteError(f"step {step} has non-finite metrics and is not saved: {metrics}")
+        is_bad = bool(metrics.get(BAD_STEP))
+        self._skipped = self._skipped + 1 if is_bad else 0
+        if not is_bad and all(map(math.isfinite, metrics.values())):
+            return
+        describe = partial(describe_bad_step, self._config, step, metrics)
+        if not is_bad or self._config.optimizer.on_bad_step == "stop":
+            raise NonFiniteError(describe("is not saved"))
+        if self._skipped == MOST_SKIPPED:
+            raise NonFiniteError(describe(f"is the {MOST_SKIPPED}th bad one in a row"))
+        if self._log is not None:
+            self._progress.say(describe("is skipped"))
 
     def _write_speed(self, step: int) -> None:
         """Writes the speed since the last such record, and the memory, as a record of their own."""

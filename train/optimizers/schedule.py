@@ -1,4 +1,4 @@
-"""Learning-rate schedules and their config: warm-up with decay, multi-step, and joined phases.
+"""Learning-rate schedules and their config: warm-up with a decay, and joined phases.
 
 A schedule maps a step number, counted from 0, to a learning rate. It works on Python numbers and
 inside `jit`. Invalid arguments raise a UserError that lists every problem.
@@ -53,7 +53,9 @@ class ScheduleConfig:
     final_learning_rate: float = 0.0
     final_div_factor: float | None = None  # alternative: final learning rate = peak / this factor
     warmup_steps: int = 0
-    decay: Literal[Decay, "multi_step"] = "cosine"
+    # inverse_sqrt falls with the square root of the step from the warm-up on (Vaswani et al., 2017)
+    decay: Literal[Decay, "constant", "inverse_sqrt", "wsd", "multi_step"] = "cosine"
+    decay_steps: int | None = None  # for decay="wsd": of the last part; None: a tenth of the run
     # For decay="multi_step": the fractions of the run at which the rate changes.
     milestones: tuple[float, ...] = (0.8, 0.9)
     factors: tuple[float, ...] = (0.316, 0.1)  # rate / peak after each milestone
@@ -64,6 +66,10 @@ class ScheduleConfig:
         check_fields(self, prefix)
         check_positive(self, "learning_rate", prefix=prefix)
         check_not_negative(self, "final_learning_rate", "warmup_steps", prefix=prefix)
+        if self.decay_steps is not None and (self.decay != "wsd" or self.decay_steps < 1):
+            raise ValueError(
+                f"{prefix}decay_steps={self.decay_steps}: only for decay='wsd', and at least 1"
+            )
         if self.final_div_factor is not None and self.final_div_factor < 1:
             raise ValueError(f"optimizer.final_div_factor={self.final_div_factor} is less than 1")
         if self.final_div_factor is not None and self.final_learning_rate:
@@ -90,8 +96,14 @@ def make_schedule(config: ScheduleConfig, steps: int) -> optax.Schedule:
         )
     if config.decay == "multi_step":
         return multi_step(peak, warmup, steps, config.milestones, config.factors)
+    if config.decay == "constant":
+        return warmup_decay(peak, peak, warmup, steps)
+    if config.decay == "inverse_sqrt":
+        return inverse_sqrt(peak, warmup)
     factor = config.final_div_factor
     final = config.final_learning_rate if factor is None else peak / factor
+    if config.decay == "wsd":
+        return warmup_stable_decay(peak, final, warmup, steps, config.decay_steps)
     return warmup_decay(peak, final, warmup, steps, config.decay)
 
 
@@ -131,6 +143,41 @@ def warmup_decay(
         )
 
     return rate
+
+
+def warmup_stable_decay(
+    peak: float, final: float, warmup_steps: int, total_steps: int, decay_steps: int | None = None
+) -> optax.Schedule:
+    """Linear warm-up, a constant rate, and at the end a linear decay (Hu et al., 2024).
+
+    Args:
+        peak: the constant rate.
+        final: the rate from `total_steps` on.
+        warmup_steps: steps of the warm-up.
+        total_steps: all steps.
+        decay_steps: steps of the decay; by default a tenth of `total_steps`, rounded up.
+    """
+    decay_steps = math.ceil(total_steps / 10) if decay_steps is None else decay_steps
+    start = total_steps - decay_steps
+    _check(
+        start < warmup_steps
+        and f"warmup_steps={warmup_steps} and decay_steps={decay_steps} are more than "
+        f"total_steps={total_steps}"
+    )
+    decay = warmup_decay(peak, final, 0, decay_steps, "linear")
+    stable = warmup_decay(peak, peak, warmup_steps, total_steps)
+    return lambda step: jnp.where(step < start, stable(step), decay(jnp.maximum(step - start, 0)))
+
+
+def inverse_sqrt(peak: float, warmup_steps: int) -> optax.Schedule:
+    """Linear warm-up to `peak`, then `peak * sqrt(warmup_steps / step)`, which has no end."""
+    _check(warmup_steps < 1 and f"warmup_steps={warmup_steps} is less than 1, where it starts")
+    _check_rates(peak=peak)
+    return lambda step: jnp.where(
+        step < warmup_steps,
+        _warmup_rate(peak, step, warmup_steps),
+        peak * jnp.sqrt(warmup_steps / jnp.maximum(step, 1)),
+    )
 
 
 def multi_step(
@@ -238,22 +285,3 @@ def _check(*problems: str | bool) -> None:
     """Raises UserError with every problem that is not False."""
     if found := [problem for problem in problems if problem]:
         raise UserError("; ".join(map(str, found)))
-
-
-def describe_extension(
-    before: optax.Schedule, after: optax.Schedule, old_steps: int, steps: int
-) -> str:
-    """Returns what the learning rate does in a run that goes on beyond its end.
-
-    Args:
-        before: the schedule until then.
-        after: the schedule of the longer run.
-        old_steps: the number of steps until then.
-        steps: the number of steps of the longer run.
-    """
-    rates = before(old_steps - 1), after(old_steps), after(steps - 1)
-    ended, now, last = (f"{float(rate):.3g}" for rate in rates)
-    return (
-        f"extended from {old_steps} to {steps} steps  the learning rate follows the schedule of "
-        f"{steps} steps: it ended at {ended}, is {now} in the next step and {last} in the last"
-    )

@@ -9,7 +9,7 @@ from jaxllm.config import Remat, stacks_of
 from jaxllm.errors import UserError
 from jaxllm.sharding import MESH_AXES
 from jaxllm.train.config import ConfigError, TrainConfig
-from jaxllm.train.cost import BYTES_PER_PARAMETER, parameters_per_device
+from jaxllm.train.cost import bytes_per_device
 from jaxllm.train.mesh import layouts
 from jaxllm.train.setup import check_rows
 
@@ -89,8 +89,8 @@ def find_meshes(config: TrainConfig, topology: Topology) -> list[dict[str, int]]
             check_rows(config, mesh, accumulate=1)
         except ConfigError:
             continue
-        held = parameters_per_device(model, mesh)
-        if held * BYTES_PER_PARAMETER > topology.device.memory:
+        held = bytes_per_device(config, mesh)
+        if held > topology.device.memory:
             continue
         moved = minimum_bytes(dataclasses.replace(config, accumulate=1), model, mesh)
         seconds = sum(size / topology.bandwidth(axes, mesh) for axes, size in moved.items())

@@ -15,7 +15,8 @@ from jaxllm.train.config import ConfigError, TrainConfig
 from jaxllm.train.data import Documents
 from jaxllm.train.data.tasks import TaskConfig
 from jaxllm.train.data.vectors import expected_shapes
-from jaxllm.train.setup import check_rows, model_to_train
+from jaxllm.train.finetuning.start import model_to_train
+from jaxllm.train.setup import check_rows
 from jaxllm.train.step import Steps, make_steps
 
 from .topology import Topology

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
+from jax import Array
 
 from jaxllm.config import (
     AttentionKernel,
@@ -25,7 +26,8 @@ from jaxllm.sharding import MESH_AXES, platform
 from jaxllm.train.config import TrainConfig
 from jaxllm.train.data.placement import on_mesh
 from jaxllm.train.mesh import layouts, make_mesh
-from jaxllm.train.step import make_steps
+from jaxllm.train.optimizers.config import OptimizerConfig
+from jaxllm.train.step import Steps, TrainState, make_steps
 
 Arrays = dict[str, np.ndarray]  # by parameter name, layers unstacked
 Batch = Mapping[str, np.ndarray]
@@ -135,8 +137,15 @@ class Program:
         self._model = build_abstract(with_fields(config.model, changes, **overrides))
         self._batch_size = config.batch_size
         self._mesh = make_mesh(devices=jax.devices(), **dict(variant.mesh))
+        # Moments tell gradients apart, so AdamW takes a step too if the run's optimizer is another.
+        own = plain_optimizer(run.optimizer)
+        adamw = dataclasses.replace(own, name="adamw")
         with jax.set_mesh(self._mesh):
-            self._steps = make_steps(run, self._model, self._mesh)
+            self._steps, self._own = (
+                make_steps(dataclasses.replace(run, optimizer=one), self._model, self._mesh)
+                for one in (adamw, own)
+            )
+        self._is_adamw = own == adamw
 
     def __call__(self, weights: Arrays, batch: Batch) -> Step:
         """Takes the first training step from these weights on this batch."""
@@ -147,16 +156,27 @@ class Program:
 
         params = map_parameters(self._model, stack)
         shardings = jax.tree.map(lambda x: x.sharding, self._steps.abstract_state.params)
-        with jax.default_matmul_precision("highest"), jax.set_mesh(self._mesh):
+
+        def train(steps: Steps) -> tuple[TrainState, dict[str, Array]]:
             # Copied, since the first state is donated.
-            params = jax.device_put(jax.tree.map(jnp.array, params), shardings)
+            placed = jax.device_put(jax.tree.map(jnp.array, params), shardings)
+            return steps.train(steps.init(placed), batch_on_mesh)
+
+        with jax.default_matmul_precision("highest"), jax.set_mesh(self._mesh):
             batch_on_mesh = on_mesh(batch, self._mesh, self._batch_size)
-            state, metrics = self._steps.train(self._steps.init(params), batch_on_mesh)
-            after = by_name(state.params)
+            state, metrics = train(self._steps)
             mu, nu = (by_name(optax.tree.get(state.optimizer, tree)) for tree in ("mu", "nu"))
+            after = by_name((state if self._is_adamw else train(self._own)[0]).params)
         loss, grad_norm = float(metrics["loss"]), float(metrics["grad_norm"])
         update = {name: after[name] - weights[name] for name in after}
         return Step(loss, grad_norm, mu, nu, update, weights)
+
+
+def plain_optimizer(optimizer: OptimizerConfig) -> OptimizerConfig:
+    """Returns the rule of an optimizer for all parameters in float32, so that rounding is small."""
+    return dataclasses.replace(
+        optimizer, lora=None, precision="float32", ema=None, on_bad_step="stop", spike=None
+    )
 
 
 def by_name(params: Params) -> Arrays:

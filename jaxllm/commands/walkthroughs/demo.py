@@ -23,7 +23,7 @@ from jaxllm.tokenization import load_tokenizer
 from jaxllm.tokenization.chat import render_chat
 from jaxllm.train import TrainConfig, make_mesh, train
 from jaxllm.train.mesh import MeshConfig
-from jaxllm.train.optimizers.adamw import OptimizerConfig
+from jaxllm.train.optimizers.config import OptimizerConfig
 
 from .checks import (
     Check,

@@ -24,7 +24,7 @@ from jaxllm.tokenization import Tokenizer
 from jaxllm.train import TrainConfig, make_mesh, train
 from jaxllm.train.data.documents import load_corpus
 from jaxllm.train.mesh import MeshConfig
-from jaxllm.train.optimizers.adamw import OptimizerConfig
+from jaxllm.train.optimizers.config import OptimizerConfig
 
 from .checks import (
     Check,

@@ -53,7 +53,7 @@ class DistanceBias(nnx.Module):
         shape = (2 * config.max_len - 1, config.num_heads)
         table = config.init.std * rngs.params.normal(shape, config.numerics.param_dtype)
         self.farthest = config.max_len - 1
-        self.embedding = nnx.Param(table, dims=".N")
+        self.embedding = nnx.Param(table, dims=".N", summed=".")
 
     def __call__(self, queries_BT: Array, keys_BS: Array) -> Array:
         """Returns the bias of queries and keys at these positions, BNTS, in float32.
@@ -78,7 +78,7 @@ class RelativeBias(nnx.Module):
         shape = (buckets.count, config.num_heads)
         table = config.init.std * rngs.params.normal(shape, config.numerics.param_dtype)
         self.buckets, self.causal = buckets, config.attention.causal
-        self.embedding = nnx.Param(table, dims=".N")
+        self.embedding = nnx.Param(table, dims=".N", summed=".")
 
     def __call__(self, queries_BT: Array, keys_BS: Array) -> Array:
         """Returns the bias of queries and keys at these positions, BNTS, in float32."""

@@ -2,7 +2,7 @@
 
 import dataclasses
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +10,7 @@ from flax import nnx
 from jax import Array
 
 from jaxllm.config import Activation, Dtype, StackConfig
+from jaxllm.layers.adapters.low_rank import LowRank, summed_dims
 from jaxllm.layers.linear import Linear, init_kernel, project
 from jaxllm.layers.mlp import MLP, activate
 from jaxllm.sharding import constrain, multi_device_mesh
@@ -27,6 +28,7 @@ from .grouped_rows import blocking, map_groups
 Parts = dict[str, Any]  # the experts' projections by name: of one device, or of all
 Kernel = tuple[Array, Array | None]  # and its bias
 Kernels = dict[str, Kernel]  # by the name of the projection
+Module = TypeVar("Module")
 
 
 class MoE(nnx.Module):
@@ -65,7 +67,7 @@ class MoE(nnx.Module):
         probs_BTE, weights_BTk, chosen_BTk = self.route(x_BTD)
         taken_BTk = self.apply_capacity(chosen_BTk, is_token_BT)
         names = ("gate_proj", "up_proj", "down_proj", "overflow")
-        parts = {name: getattr(self, name) for name in names}
+        parts = {name: with_delta(getattr(self, name)) for name in names}
         k, D = chosen_BTk.shape[-1], x_BTD.shape[-1]
         tokens = x_BTD.reshape(-1, D), weights_BTk.reshape(-1, k), taken_BTk.reshape(-1, k)
         mesh = multi_device_mesh()
@@ -225,8 +227,10 @@ class Projections(nnx.Module):
         _, dims, bias_dims = equation.replace("->", ",").split(",")
         kernel = init_kernel(equation, shape, config, rngs)
         bias = jnp.zeros((shape[0], shape[2]), config.numerics.param_dtype)
-        self.kernel = nnx.Param(kernel, dims=dims)
+        self.equation = equation
+        self.kernel = nnx.Param(kernel, dims=dims, summed=summed_dims(equation))
         self.bias = nnx.data(nnx.Param(bias, dims=bias_dims) if config.mlp.bias else None)
+        self.lora: LowRank | None = nnx.data(None)  # `jaxllm.lora.attach` adds it
 
     def stacked_with(self, last: Linear | None) -> Kernel:
         """Returns the kernels and biases of all experts, and of one more after them if given."""
@@ -237,3 +241,20 @@ class Projections(nnx.Module):
         if bias is not None and last.bias is not None:
             bias = jnp.concatenate([bias, last.bias[...][None]])
         return kernel, bias
+
+
+def with_delta(module: Module) -> Module:
+    """Returns experts with what LoRA adds in their kernels, each in its own dtype.
+
+    Rows of many experts pass through one product, where a factor beside each kernel would cost two
+    more; devices would also have to exchange factors. PEFT does the same.
+    """
+    if not isinstance(module, Projections) or module.lora is None:
+        return module
+    changed = nnx.merge(*nnx.split(module))
+    kernel = module.kernel[...]
+    # Replaced, not set: both modules would share the variable.
+    kernel = (kernel + module.lora.delta()).astype(kernel.dtype)
+    changed.kernel = cast(nnx.Param, module.kernel.replace(kernel))
+    changed.lora = nnx.data(None)
+    return changed

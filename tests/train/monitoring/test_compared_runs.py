@@ -11,7 +11,7 @@ from jaxllm.train import TrainConfig
 from jaxllm.train.config import save_config
 from jaxllm.train.monitoring.compared_runs import compare_runs
 from jaxllm.train.monitoring.metrics import MetricLog
-from jaxllm.train.optimizers.adamw import OptimizerConfig
+from jaxllm.train.optimizers.config import OptimizerConfig
 
 RUN = TrainConfig(output="x", steps=9, batch_size=2, seq_len=4, model=TINY)
 

@@ -6,7 +6,7 @@ import struct
 import pytest
 
 from jaxllm.train.monitoring.plot import compare_curves, plot_losses, plot_schedule
-from jaxllm.train.optimizers.adamw import OptimizerConfig
+from jaxllm.train.optimizers.config import OptimizerConfig
 
 
 def write(path, *records):

@@ -5,15 +5,21 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
+import torch
+from transformers import (
+    get_constant_schedule_with_warmup,
+    get_cosine_schedule_with_warmup,
+    get_inverse_sqrt_schedule,
+    get_linear_schedule_with_warmup,
+    get_wsd_schedule,
+)
 
-from jaxllm.train.optimizers.adamw import OptimizerConfig
+from jaxllm.train.optimizers.config import OptimizerConfig
 from jaxllm.train.optimizers.schedule import (
     DECAYS,
     Phase,
     PhaseConfig,
-    describe_extension,
     join_phases,
     make_schedule,
     multi_step,
@@ -150,8 +156,56 @@ def test_an_invalid_phase_is_reported():
         PhaseConfig(stop=2, learning_rate=math.nan)
 
 
-def test_an_extension_is_described_by_its_rates():
-    before, after = (optax.linear_schedule(1.0, 0.0, steps) for steps in (10, 20))
-    said = describe_extension(before, after, 10, 20)
-    assert said.startswith("extended from 10 to 20 steps")
-    assert said.endswith("it ended at 0.1, is 0.5 in the next step and 0.05 in the last")
+def steps_of(schedule, optimizer, count: int) -> list[float]:
+    """The rates of a scheduler of transformers."""
+    found = []
+    for _ in range(count):
+        found.append(schedule.get_last_lr()[0])
+        optimizer.step()
+        schedule.step()
+    return found
+
+
+@pytest.mark.parametrize("decay", ["constant", "linear", "cosine", "wsd", "inverse_sqrt"])
+def test_schedules_by_name_are_those_of_transformers(decay):
+    """After the warm-up: theirs starts from 0, where a step does nothing."""
+    total, warmup, last = 50, 5, 12
+    config = OptimizerConfig(
+        learning_rate=0.5,
+        warmup_steps=warmup,
+        decay=decay,
+        decay_steps=last if decay == "wsd" else None,
+    )
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.5)
+    given = {
+        "constant": lambda: get_constant_schedule_with_warmup(optimizer, warmup),
+        "linear": lambda: get_linear_schedule_with_warmup(optimizer, warmup, total),
+        "cosine": lambda: get_cosine_schedule_with_warmup(optimizer, warmup, total),
+        "inverse_sqrt": lambda: get_inverse_sqrt_schedule(optimizer, warmup),
+        "wsd": lambda: get_wsd_schedule(
+            optimizer, warmup, last, num_stable_steps=total - warmup - last, decay_type="linear"
+        ),
+    }
+    expected = steps_of(given[decay](), optimizer, total)
+    found = rates(make_schedule(config, total), total)
+    np.testing.assert_allclose(found[warmup:], expected[warmup:], rtol=1e-5, atol=1e-8)
+    np.testing.assert_allclose(found[: warmup - 1], expected[1:warmup], rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"decay": "cosine", "decay_steps": 3}, "only for decay='wsd'"),
+        ({"decay": "wsd", "decay_steps": 0}, "at least 1"),
+    ],
+)
+def test_steps_of_the_last_part_are_checked(changes, message):
+    with pytest.raises(ValueError, match=message):
+        OptimizerConfig(**changes)
+
+
+def test_parts_that_are_longer_than_the_run_are_reported():
+    with pytest.raises(ValueError, match="warmup_steps=6 and decay_steps=8 are more than"):
+        make_schedule(OptimizerConfig(warmup_steps=6, decay="wsd", decay_steps=8), 10)
+    with pytest.raises(ValueError, match="warmup_steps=0 is less than 1, where it starts"):
+        make_schedule(OptimizerConfig(decay="inverse_sqrt"), 10)

@@ -9,7 +9,7 @@ from tiny import TINY
 from jaxllm.config import with_fields
 from jaxllm.models import build_abstract
 from jaxllm.params import count_parameters
-from jaxllm.train.optimizers.adamw import OptimizerConfig
+from jaxllm.train.optimizers.config import OptimizerConfig
 from jaxllm.train.planning.minimum import minimum_bytes
 from jaxllm.train.planning.step_program import mesh_shape
 

@@ -17,7 +17,7 @@ from jaxllm.train import ConfigError, TrainConfig, train
 from jaxllm.train.checkpoint_arrays import open_step
 from jaxllm.train.data.documents import DataConfig
 from jaxllm.train.mesh import MeshConfig
-from jaxllm.train.optimizers.adamw import OptimizerConfig
+from jaxllm.train.optimizers.config import OptimizerConfig
 from jaxllm.train.optimizers.schedule import PhaseConfig
 from jaxllm.train.verify.diff import diff_runs
 from jaxllm.train.verify.diff_table import headline

@@ -12,7 +12,8 @@ from jaxllm.interop.parity import compare
 from jaxllm.interop.parity.execution import jax_train
 from jaxllm.interop.parity.execution.recipe import Recipe, TrainingRecord
 from jaxllm.interop.parity.levels.training import ELEMENTS, sampled
-from jaxllm.train.optimizers.adamw import OptimizerConfig, make_optimizer
+from jaxllm.train.optimizers.config import OptimizerConfig
+from jaxllm.train.optimizers.optimizer import make_optimizer
 
 SHORT = Recipe(steps=3)
 

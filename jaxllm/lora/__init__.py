@@ -1,0 +1,1 @@
+"""LoRA: adapters of low rank beside the frozen projections of a model."""
