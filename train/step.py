@@ -112,16 +112,11 @@ def make_steps(config: TrainConfig, model: Model, mesh: Mesh) -> Steps:
         plain = dataclasses.replace(config.loss, z_loss=0.0)
         return sums_by_source(objective.loss(bind(weights), batch, plain, None), batch)
 
-    shapes = jax.tree.map(
-        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
-        jax.eval_shape(init, weights),
-        state_shardings,
-    )
     return Steps(
         jax.jit(init, donate_argnums=0, out_shardings=state_shardings),
         jax.jit(train, donate_argnums=0, out_shardings=(state_shardings, state_shardings.step)),
         jax.jit(evaluate, out_shardings=state_shardings.step),
-        shapes,
+        _placed(jax.eval_shape(init, weights), state_shardings),
     )
 
 
@@ -151,6 +146,15 @@ def source_metrics(data: Data, by_source_S: Array | None, batch: Batch) -> dict[
 def targets_by_source(batch: Batch) -> Array:
     """Counts the targets of each source of a mixture, S."""
     return jnp.einsum("BS,B->S", batch["sources"].astype(jnp.float32), batch["mask"].sum(1))
+
+
+def _placed(shapes: TrainState, shardings: TrainState) -> TrainState:
+    """Returns an abstract state with its shardings."""
+    return jax.tree.map(
+        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+        shapes,
+        shardings,
+    )
 
 
 def _given(**metrics: Array | None) -> dict[str, Array]:

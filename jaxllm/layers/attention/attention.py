@@ -289,9 +289,8 @@ def hook_block(module: nnx.Module, seen: slice, num_keys: int, name: str, x_BKGT
     unseen = LOWEST if name == "scores" else 0.0
     wide_BKGTS = jnp.pad(x_BKGTS, [(0, 0)] * 4 + [beside], constant_values=unseen)
     wide_BTKGS = jnp.moveaxis(wide_BKGTS, 3, 1)
-    (wide_BTNS,) = apply_hook(
-        module, **{name: wide_BTKGS.reshape(*wide_BTKGS.shape[:2], -1, num_keys)}
-    )
+    shown_BTNS = wide_BTKGS.reshape(*wide_BTKGS.shape[:2], -1, num_keys)
+    (wide_BTNS,) = apply_hook(module, **{name: shown_BTNS})
     return jnp.moveaxis(wide_BTNS.reshape(wide_BTKGS.shape), 1, 3)[..., seen]
 
 
