@@ -119,14 +119,18 @@ def rope_fields_read(source: ast.AST) -> Found:
 
 
 def reachable(tree: ast.Module, roots: set[str], config_class: str) -> Iterator[ast.stmt]:
-    """Yields the classes and functions of a module that some others use, directly or not.
+    """Yields the classes, functions and tables of a module that some others use, directly or not.
 
     Args:
         tree: the module.
         roots: the names to begin with.
         config_class: classes that take a config of another class are left out.
     """
-    defined = {n.name: n for n in tree.body if isinstance(n, ast.ClassDef | ast.FunctionDef)}
+    defined: dict[str, ast.stmt] = {
+        n.name: n for n in tree.body if isinstance(n, ast.ClassDef | ast.FunctionDef)
+    }
+    tables = [n for n in tree.body if isinstance(n, ast.Assign)]  # such as of attention classes
+    defined |= {one.id: n for n in tables for one in n.targets if isinstance(one, ast.Name)}
     left, seen = set(roots), set[str]()
     while left:
         name = left.pop()
