@@ -90,6 +90,8 @@ def find_base(path: Path, base: str | Path | bool | None, step: int | None = Non
 
     Raises CheckpointError if it names none, or one that is not there.
     """
+    if not is_adapter(path):
+        raise CheckpointError(f"{path} is no adapter, neither of PEFT nor of a run with LoRA")
     if isinstance(base, str | Path):
         return local_path(base)
     if (path / ADAPTER).is_file():

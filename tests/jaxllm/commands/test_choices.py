@@ -20,6 +20,7 @@ def test_the_levels_by_default_are_named_alone():
 
 def test_every_format_that_can_be_written_is_a_choice():
     assert list(FormatNames()) == list(writable_formats())
+    assert list(FormatNames("peft")) == [*writable_formats(), "peft"]
     assert "hf" in FormatNames()
     assert "gguf" not in FormatNames()
 

@@ -2,12 +2,23 @@
 
 import dataclasses
 
+import numpy as np
 import pytest
-from tiny import TINY
+from tiny import TINY, random_of, relative_l2
 
 from jaxllm.config import ExpertsConfig
+from jaxllm.lora.config import LoraConfig
+from jaxllm.params import split
 from jaxllm.train import TrainConfig
-from jaxllm.train.verify.variants import Variant, find_experts, layouts, variants
+from jaxllm.train.optimizers.config import OptimizerConfig
+from jaxllm.train.verify.variants import (
+    Program,
+    Variant,
+    by_name,
+    find_experts,
+    layouts,
+    variants,
+)
 
 RUN = TrainConfig(output="nowhere", steps=10, batch_size=8, seq_len=16, model=TINY)
 
@@ -52,3 +63,25 @@ def test_the_expert_axis_is_used_only_by_models_with_experts():
 )
 def test_a_variant_is_named_by_its_settings(variant, name):
     assert variant.name == name
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("name", ["muon", "adafactor"])
+def test_the_update_is_that_of_the_run_s_optimizer_on_a_mesh_too(name):
+    """Gradients are told apart by AdamW's moments, whatever the run's optimizer is."""
+    settings = {"lora": LoraConfig(), "on_bad_step": "skip", "ema": 0.9}
+    run = dataclasses.replace(RUN, optimizer=OptimizerConfig(name=name, **settings))
+    plain = dataclasses.replace(run, optimizer=OptimizerConfig())
+    rng = np.random.default_rng(0)
+    weights = by_name(split(random_of(TINY))[1])
+    batch = {"tokens": rng.integers(0, 96, (8, 17)), "mask": np.ones((8, 16), np.int32)}
+    mesh = Variant(mesh=(("fsdp", 2), ("tensor", 2)))
+    single, found, adamw = (
+        Program(config, variant)(weights, batch)
+        for config, variant in ((run, Variant()), (run, mesh), (plain, Variant()))
+    )
+    hidden = [name for name in weights if name.endswith("kernel") and "layers." in name]
+    for kernel in hidden:
+        assert relative_l2(found.update[kernel], single.update[kernel]) < 1e-3
+        assert relative_l2(single.update[kernel], adamw.update[kernel]) > 0.1
+        np.testing.assert_array_equal(single.first_moment[kernel], adamw.first_moment[kernel])
