@@ -19,6 +19,7 @@ import data_input
 import decode
 import experts
 import export_weights
+import generation
 import import_weights
 import jax
 import state_dicts
@@ -34,6 +35,7 @@ def main() -> int:
     parser.add_argument("--json", help="file to write the results to")
     arguments = parser.parse_args()
     results = [benchmark.run(arguments.rounds) for benchmark in (train_step, decode)]
+    results += generation.run(arguments.rounds)
     results += experts.run(arguments.rounds)
     results += import_weights.run(arguments.rounds)
     results += export_weights.run(arguments.rounds)

@@ -5,7 +5,7 @@ from typing import Literal, Protocol
 
 import numpy as np
 
-from jaxllm.errors import NonFiniteError
+from jaxllm.errors import NonFiniteError, UserError
 from jaxllm.sharding import to_host
 
 from .loop import AT_EOS, AT_LIMIT, AT_STOP, NOT_FINITE, RUNNING, Progress
@@ -59,6 +59,8 @@ class Follower:
         stop_strings: Sequence[str] = (),
         stream: Stream | None = None,
     ):
+        if stop_strings and (tokenizer is None or not all(stop_strings)):
+            raise UserError("stop_strings need a tokenizer, and none of them may be empty")
         self.tokens: list[list[int]] = [[] for _ in range(num_rows)]
         self.is_stopped = [False] * num_rows  # by a stop string
         self.end_ids, self.tokenizer, self.stop_strings = end_ids, tokenizer, stop_strings

@@ -7,6 +7,7 @@ import numpy as np
 
 from jaxllm.config.checks import check_seed
 from jaxllm.errors import UserError
+from jaxllm.layers.attention.cache import CacheDtype
 from jaxllm.models import Model, TokenModel
 
 from .continuation import Continuation, Decodes, Follower, Stream
@@ -38,6 +39,7 @@ def generate(
     stop_strings: Sequence[str] = (),
     tokenizer: Decodes | None = None,
     processor: Processor | None = None,
+    cache_dtype: CacheDtype | None = None,
     stream: Stream | None = None,
 ) -> list[Continuation]:
     """Continues each prompt, greedily or by sampling.
@@ -53,15 +55,14 @@ def generate(
         sampling: how tokens are chosen, for all prompts or for each; greedy by default.
         rules: tokens that are forced or suppressed, for all prompts or for each.
         eos_ids: end-of-sequence tokens.
-        seed: of the random numbers. With one for each prompt, a row depends on its own seed alone,
-            else on the seed and on its index.
+        seed: with one for all prompts, a row depends on its index as well.
         num_return_sequences: continuations of each prompt, adjacent in the result.
         return_logprobs: whether to return the log-probability of each token.
         stop_ids: tokens that end a text like `eos_ids`, but that `rules` do not know.
         stop_strings: texts that end a continuation; they need a `tokenizer`.
         tokenizer: decodes the tokens, so that continuations have a text.
-        processor: changes the scores BV, given the `Text` so far, after all rules and before
-            sampling; compiled once for each function.
+        processor: changes the scores BV, given the `Text` so far, before sampling.
+        cache_dtype: of keys and values, such as "int8". Default: that of the activations.
         stream: called with a row's index and its next tokens as soon as they are there.
 
     Raises:
@@ -70,13 +71,12 @@ def generate(
     """
     model = check_token_model(model)
     check_prompts(model, prompts, max_new_tokens)
-    if stop_strings and (tokenizer is None or not all(stop_strings)):
-        raise UserError("stop_strings need a tokenizer, and none of them may be empty")
     rows = _Rows.of(model, prompts, sampling, rules, seed, num_return_sequences)
     settings, ends = rows.settings(max_new_tokens, eos_ids, stop_ids), {*eos_ids, *stop_ids}
     follower = Follower(len(rows.prompts), ends, tokenizer, tuple(stop_strings), stream)
     graphdef, params = decoding_weights(model)
-    program, steps = Program(graphdef, processor), np.int32(follower.steps or max_new_tokens)
+    program = Program(graphdef, processor, cache_dtype)
+    steps = np.int32(follower.steps or max_new_tokens)
     room, (tokens, lengths) = bucket_size(max_new_tokens), pad_prompts(rows.padded)
     progress = begin(program, room, params, tokens, lengths, settings, steps)
     while (ended_B := follower.follow(progress)) is not None:

@@ -12,6 +12,7 @@ from jax import Array
 
 from jaxllm.config.checks import check_seed
 from jaxllm.errors import UserError
+from jaxllm.layers.attention.cache import CacheDtype
 from jaxllm.models import EncoderDecoder, Model
 from jaxllm.sharding import to_host
 
@@ -51,6 +52,7 @@ class Engine:
         slots: requests that are generated at the same time.
         max_len: the most tokens of a request, with its prompt; rounded up to a power of two.
         eos_ids: end-of-sequence tokens of all requests.
+        cache_dtype: of keys and values. Default: that of the activations.
 
     Example:
         engine = Engine(model, slots=16, max_len=1024)
@@ -59,7 +61,15 @@ class Engine:
         texts = [found[number] for number in numbers]
     """
 
-    def __init__(self, model: Model, *, slots: int, max_len: int, eos_ids: Sequence[int] = ()):
+    def __init__(
+        self,
+        model: Model,
+        *,
+        slots: int,
+        max_len: int,
+        eos_ids: Sequence[int] = (),
+        cache_dtype: CacheDtype | None = None,
+    ):
         self.model = check_token_model(model)
         if isinstance(self.model, EncoderDecoder):
             raise UserError("the slots of an Engine have no room for sources: use `generate`")
@@ -68,7 +78,7 @@ class Engine:
         self.slots, self.eos_ids = slots, tuple(eos_ids)
         self.length = bucket_size(max_len)
         graphdef, self.params = decoding_weights(self.model)
-        self.program = Program(graphdef)
+        self.program = Program(graphdef, cache_dtype=cache_dtype)
         self.waiting: deque[Request] = deque()
         self.running: list[Request | None] = [None] * slots
         self.progress: Progress | None = None

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxllm.config import StackConfig
-from jaxllm.layers.attention.cache import Caches, with_nothing_written
+from jaxllm.layers.attention.cache import CacheDtype, Caches, with_nothing_written
 from jaxllm.layers.context import Context
 from jaxllm.models import Decoder, EncoderDecoder, TokenModel
 
@@ -40,7 +40,13 @@ class Prefilled(NamedTuple):
         return Text(tokens_BS, self.lengths_B + num_new, self.lengths_B)
 
 
-def prefill(model: TokenModel, tokens_BT: Array, lengths_B: Array, room: int) -> Prefilled:
+def prefill(
+    model: TokenModel,
+    tokens_BT: Array,
+    lengths_B: Array,
+    room: int,
+    cache_dtype: CacheDtype | None = None,
+) -> Prefilled:
     """Reads the prompts.
 
     An encoder-decoder encodes the prompts, and its decoder reads the start token.
@@ -50,6 +56,7 @@ def prefill(model: TokenModel, tokens_BT: Array, lengths_B: Array, room: int) ->
         tokens_BT: the prompts, padded on the right.
         lengths_B: tokens per prompt, without padding.
         room: number of further tokens that the cache has room for.
+        cache_dtype: of the cache. Default: that of the activations.
 
     Returns:
         The decoder, ready to generate the next token of each row.
@@ -63,7 +70,7 @@ def prefill(model: TokenModel, tokens_BT: Array, lengths_B: Array, room: int) ->
         tokens_BT = jnp.full_like(tokens_BT[:, :1], model.config.start_token)
         model, lengths_B = model.decoder, jnp.ones_like(lengths_B)
     B, T = tokens_BT.shape
-    empty = model.init_cache(B, T + room, source)
+    empty = model.init_cache(B, T + room, source, cache_dtype)
     x_BD, cache = _read(model, tokens_BT, lengths_B, empty)
     return Prefilled(model, x_BD, cache, tokens_BT, lengths_B)
 

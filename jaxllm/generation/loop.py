@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from jaxllm.layers.attention.cache import Caches
+from jaxllm.layers.attention.cache import CacheDtype, Caches
 from jaxllm.models import Decoder, EncoderDecoder, TokenModel
 
 from .incremental import decode_step, prefill
@@ -33,6 +33,7 @@ class Program(NamedTuple):
 
     graphdef: nnx.GraphDef
     processor: Processor | None = None  # the user's own
+    cache_dtype: CacheDtype | None = None
 
     def model(self, params: dict) -> TokenModel:
         """Returns the model with these weights."""
@@ -53,7 +54,7 @@ def begin(
 
     Rows without a token to generate, whose limit is 0, have ended.
     """
-    start = prefill(program.model(params), tokens_BT, lengths_B, room)
+    start = prefill(program.model(params), tokens_BT, lengths_B, room, program.cache_dtype)
     text = start.text(jnp.zeros((len(lengths_B), room), jnp.int32), jnp.int32(0))
     ended_B = jnp.where(settings.limit_B > 0, RUNNING, AT_LIMIT).astype(jnp.int32)
     no_probs_BS = jnp.zeros(text.tokens_BS.shape)

@@ -9,7 +9,7 @@ from jax import Array
 
 from jaxllm.checkpoint_origin import Origin
 from jaxllm.config import SequenceConfig
-from jaxllm.layers.attention.cache import Caches
+from jaxllm.layers.attention.cache import CacheDtype, Caches
 from jaxllm.layers.context import Context, Source
 from jaxllm.layers.experts.balance import Balance
 from jaxllm.layers.linear import Linear
@@ -101,7 +101,13 @@ class SequenceModel(Stack):
         last_B = jnp.max(jnp.where(jnp.asarray(segment_ids) != 0, jnp.arange(T), 0), axis=1)
         return self.unembed(jnp.take_along_axis(x_BTD, last_B[:, None, None], axis=1))
 
-    def init_cache(self, batch_size: int, length: int, source: Source | None = None) -> Caches:
+    def init_cache(
+        self,
+        batch_size: int,
+        length: int,
+        source: Source | None = None,
+        dtype: CacheDtype | None = None,
+    ) -> Caches:
         """Returns an empty cache for each layer; see `Stack.init_cache`.
 
         Raises ValueError if the model is pooled, or if it has fewer than `length` positions.
@@ -111,7 +117,7 @@ class SequenceModel(Stack):
                 "pooled=True: the mean needs the whole sequence, so a cache has no use"
             )
         check_length(length, self.config.longest)
-        return super().init_cache(batch_size, length, source)
+        return super().init_cache(batch_size, length, source, dtype)
 
 
 def mean_of_tokens(x_BTD: Array, segment_ids_BT: Array | None) -> Array:

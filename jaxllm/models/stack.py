@@ -12,7 +12,14 @@ from jax import Array
 
 from jaxllm.config import LayerKind, StackConfig
 from jaxllm.errors import UserError
-from jaxllm.layers.attention.cache import Caches, CrossCache, LayerCache, SourceKV, make_cache
+from jaxllm.layers.attention.cache import (
+    CacheDtype,
+    Caches,
+    CrossCache,
+    LayerCache,
+    SourceKV,
+    make_cache,
+)
 from jaxllm.layers.attention.distance_bias import make_bias
 from jaxllm.layers.attention.sinusoids import sinusoids
 from jaxllm.layers.block import Block
@@ -142,7 +149,13 @@ class Stack(nnx.Module):
             x_BTD = self.embed_norm(x_BTD)
         return constrain(x_BTD, "BTD")
 
-    def init_cache(self, batch_size: int, length: int, source: Source | None = None) -> Caches:
+    def init_cache(
+        self,
+        batch_size: int,
+        length: int,
+        source: Source | None = None,
+        dtype: CacheDtype | None = None,
+    ) -> Caches:
         """Returns an empty cache for each layer, stacked as the layers are.
 
         Layers with a window or chunks keep only as many tokens as they can see. With
@@ -152,6 +165,7 @@ class Stack(nnx.Module):
             batch_size: number of rows.
             length: number of tokens per row to make room for.
             source: the encoder's output, for a stack with cross-attention.
+            dtype: of the keys and values of the tokens. Default: that of the activations.
 
         Raises:
             ValueError: the stack is not causal, or needs a source and has none.
@@ -167,7 +181,7 @@ class Stack(nnx.Module):
 
         def init(label: str) -> LayerCache:
             kind, count = self.config.kinds[layer_range(label)[0]], len(layer_range(label))
-            own = make_cache(self.config, kind, batch_size, length)
+            own = make_cache(self.config, kind, batch_size, length, dtype)
             if count > 1:
                 own = jax.tree.map(lambda x: jnp.broadcast_to(x, (count, *x.shape)), own)
             return CrossCache(own, self._project_source(label, source)) if is_cross else own

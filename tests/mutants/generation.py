@@ -43,9 +43,9 @@ def _forget_programs(owner: Any) -> None:
 def padding_counts(original: Callable) -> Callable:
     """Counts the padding of a prompt in the positions of new tokens."""
 
-    def prefill(model, tokens_BT, lengths_B, room):
-        start = original(model, tokens_BT, lengths_B, room)
-        return start._replace(lengths_B=jnp.full_like(lengths_B, tokens_BT.shape[1]))
+    def prefill(model, tokens_BT, *args):
+        start = original(model, tokens_BT, *args)
+        return start._replace(lengths_B=jnp.full_like(start.lengths_B, tokens_BT.shape[1]))
 
     return prefill
 

@@ -110,6 +110,8 @@ def _check(arguments: argparse.Namespace) -> None:
             "--beams cannot be combined with --temperature, --top-k, --top-p or --min-p: beam "
             "search does not sample"
         )
+    if arguments.beams and arguments.cache_dtype is not None:
+        raise UserError("--beams cannot be combined with --cache-dtype")
     if arguments.beams and arguments.n > arguments.beams:
         raise UserError(f"--n {arguments.n} is more than --beams {arguments.beams}")
     if arguments.chat and arguments.untrusted:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from jaxllm.commands.environment import say
 from jaxllm.commands.options import (
     CHECKPOINT,
+    DTYPES,
     add_allowances,
     add_dtype,
     add_seed,
@@ -59,6 +60,12 @@ def add_model(command: argparse.ArgumentParser) -> None:
         help="mesh to shard the model over (default: one device)",
     )
     add_dtype(command)
+    command.add_argument(
+        "--cache-dtype",
+        choices=(*DTYPES, "int8"),
+        metavar="DTYPE",
+        help="of the cached keys and values: %(choices)s (default: that of the activations)",
+    )
     add_allowances(command)
 
 

@@ -32,6 +32,7 @@ class Writer(NamedTuple):
     folder: Path | None  # of the tokenizer; None for bytes
     tokenizer: "Tokenizer"
     settings: "GenerationConfig"
+    cache_dtype: str | None = None
 
     def write(self, prompts: list[list[int]], **options: Any) -> list["Continuation"]:
         """Continues prompts by `generate`."""
@@ -45,6 +46,7 @@ class Writer(NamedTuple):
             sampling=settings.sampling,
             rules=settings.rules,
             eos_ids=settings.eos_ids,
+            cache_dtype=self.cache_dtype,  # type: ignore[arg-type] # one of the choices
             **options,
         )
 
@@ -73,7 +75,8 @@ def loaded(arguments: argparse.Namespace) -> Iterator[Writer]:
                 f"{arguments.path} is a {type(model).__name__}, which has no tokens to generate"
             )
         folder, tokenizer = find_tokenizer_of(arguments.path, arguments.tokenizer, model)
-        yield Writer(model, folder, tokenizer, find_settings(arguments, model, tokenizer))
+        settings = find_settings(arguments, model, tokenizer)
+        yield Writer(model, folder, tokenizer, settings, arguments.cache_dtype)
 
 
 class Stopwatch:

@@ -1,16 +1,63 @@
 """Key/value caches: full, ring-buffer, and for cross-attention."""
 
-from typing import NamedTuple, Self
+from typing import Literal, NamedTuple, Self
 
+import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.typing import DTypeLike
 
 from jaxllm.config import LayerKind, StackConfig
 from jaxllm.sharding import constrain
 
 from .mask import MaskSpec
 
+# Of keys and values in a cache; int8 with a scale for each head of each token.
+CacheDtype = Literal["float32", "bfloat16", "float16", "int8"]
 NOWHERE = 1 << 30  # position of a key that no query sees, since it lies after every query
+
+
+class Rounded(NamedTuple):
+    """Numbers in int8, with a scale for each head of each token: their largest one is 127."""
+
+    x_BCKH: Array
+    scale_BCK1: Array
+
+    @classmethod
+    def of(cls, x_BTKH: Array) -> Self:
+        """Rounds numbers."""
+        x_BTKH = x_BTKH.astype(jnp.float32)
+        largest_BTK1 = jnp.abs(x_BTKH).max(axis=-1, keepdims=True)
+        scale_BTK1 = jnp.where(largest_BTK1 > 0, largest_BTK1 / 127, 1)
+        return cls(jnp.round(x_BTKH / scale_BTK1).astype(jnp.int8), scale_BTK1)
+
+
+# Keys or values in a cache, in any dtype.
+Stored = Array | Rounded
+
+
+def _empty(shape: tuple[int, ...], dtype: CacheDtype) -> Stored:
+    if dtype == "int8":
+        return Rounded(jnp.zeros(shape, jnp.int8), jnp.zeros((*shape[:-1], 1), jnp.float32))
+    return jnp.zeros(shape, dtype)
+
+
+def _set(stored: Stored, slots: tuple[Array, Array], x_BTKH: Array) -> Stored:
+    """Writes numbers to slots; those past the last slot are dropped."""
+    if isinstance(stored, Rounded):
+        x, scale = Rounded.of(x_BTKH)
+        return Rounded(
+            constrain(stored.x_BCKH.at[slots].set(x), "BCKH"),
+            constrain(stored.scale_BCK1.at[slots].set(scale), "BCK."),
+        )
+    return constrain(stored.at[slots].set(x_BTKH.astype(stored.dtype)), "BCKH")
+
+
+def _get(stored: Stored, dtype: DTypeLike) -> Array:
+    """Returns the numbers in a dtype, BCKH."""
+    if isinstance(stored, Rounded):
+        return (stored.x_BCKH * stored.scale_BCK1).astype(dtype)
+    return stored.astype(dtype)
 
 
 class KVCache(NamedTuple):
@@ -20,19 +67,22 @@ class KVCache(NamedTuple):
     beyond, such as padding, are masked until they are overwritten.
     """
 
-    k_BCKH: Array
-    v_BCKH: Array
+    k_BCKH: Stored
+    v_BCKH: Stored
 
     @classmethod
-    def empty(cls, config: StackConfig, batch_size: int, length: int) -> Self:
-        """A cache of `length` slots for each of `batch_size` rows."""
+    def empty(
+        cls, config: StackConfig, batch_size: int, length: int, dtype: CacheDtype | None = None
+    ) -> Self:
+        """A cache of `length` slots for each of `batch_size` rows; by default in the own dtype."""
         shape = (batch_size, length, config.num_kv_heads, config.head_dim)
-        return cls(jnp.zeros(shape, config.numerics.dtype), jnp.zeros(shape, config.numerics.dtype))
+        dtype = dtype or config.numerics.dtype
+        return cls(_empty(shape, dtype), _empty(shape, dtype))
 
     @property
     def length(self) -> int:
         """The number of slots."""
-        return self.k_BCKH.shape[-3]
+        return jax.tree.leaves(self.k_BCKH)[0].shape[-3]
 
     def write(self, k_BTKH: Array, v_BTKH: Array, positions_BT: Array) -> Self:
         """Returns the cache with these tokens written to the slots of their positions.
@@ -42,17 +92,15 @@ class KVCache(NamedTuple):
         """
         slots_BT = jnp.where(positions_BT < 0, self.length, positions_BT)
         slots = jnp.arange(k_BTKH.shape[0])[:, None], slots_BT
-        return type(self)(
-            constrain(self.k_BCKH.at[slots].set(k_BTKH), "BCKH"),
-            constrain(self.v_BCKH.at[slots].set(v_BTKH), "BCKH"),
-        )
+        return type(self)(_set(self.k_BCKH, slots, k_BTKH), _set(self.v_BCKH, slots, v_BTKH))
 
     def extend(
         self, k_BTKH: Array, v_BTKH: Array, positions_BT: Array
     ) -> tuple[Self, tuple[Array, Array, Array]]:
         """Writes tokens; returns the cache and the keys, values and positions (BS) they may see."""
         written = self.write(k_BTKH, v_BTKH, positions_BT)
-        return written, (*written, jnp.arange(self.length)[None])
+        k_BCKH, v_BCKH = (_get(stored, k_BTKH.dtype) for stored in written)
+        return written, (k_BCKH, v_BCKH, jnp.arange(self.length)[None])
 
 
 class RingCache(NamedTuple):
@@ -63,14 +111,16 @@ class RingCache(NamedTuple):
     at position -1, so that it overwrites no token.
     """
 
-    k_BCKH: Array
-    v_BCKH: Array
+    k_BCKH: Stored
+    v_BCKH: Stored
     positions_BC: Array  # NOWHERE if the slot is empty
 
     @classmethod
-    def empty(cls, config: StackConfig, batch_size: int, length: int) -> Self:
-        """A cache of `length` slots for each of `batch_size` rows."""
-        plain = KVCache.empty(config, batch_size, length)
+    def empty(
+        cls, config: StackConfig, batch_size: int, length: int, dtype: CacheDtype | None = None
+    ) -> Self:
+        """A cache of `length` slots for each of `batch_size` rows; by default in the own dtype."""
+        plain = KVCache.empty(config, batch_size, length, dtype)
         return cls(*plain, jnp.full((batch_size, length), NOWHERE, jnp.int32))
 
     @property
@@ -90,8 +140,8 @@ class RingCache(NamedTuple):
         slots_BT = jnp.where(is_kept_BT, positions_BT % self.length, self.length)
         slots = jnp.arange(k_BTKH.shape[0])[:, None], slots_BT
         return type(self)(
-            constrain(self.k_BCKH.at[slots].set(k_BTKH), "BCKH"),
-            constrain(self.v_BCKH.at[slots].set(v_BTKH), "BCKH"),
+            _set(self.k_BCKH, slots, k_BTKH),
+            _set(self.v_BCKH, slots, v_BTKH),
             constrain(self.positions_BC.at[slots].set(positions_BT), "BC"),
         )
 
@@ -105,15 +155,16 @@ class RingCache(NamedTuple):
         """
         written = self.write(k_BTKH, v_BTKH, positions_BT)
         if k_BTKH.shape[1] == 1:
-            return written, written
+            k_BCKH, v_BCKH = (_get(stored, k_BTKH.dtype) for stored in written[:2])
+            return written, (k_BCKH, v_BCKH, written.positions_BC)
         fresh_BT = jnp.broadcast_to(positions_BT, k_BTKH.shape[:2])
         fresh_BT = jnp.where(fresh_BT < 0, NOWHERE, fresh_BT).astype(jnp.int32)
         # Old entries at positions that are being rewritten are masked.
         is_old_BC = self.positions_BC < fresh_BT.min(axis=1, keepdims=True)
         seen_BC = jnp.where(is_old_BC, self.positions_BC, NOWHERE)
         return written, (
-            jnp.concatenate([self.k_BCKH, k_BTKH], axis=1),
-            jnp.concatenate([self.v_BCKH, v_BTKH], axis=1),
+            jnp.concatenate([_get(self.k_BCKH, k_BTKH.dtype), k_BTKH], axis=1),
+            jnp.concatenate([_get(self.v_BCKH, v_BTKH.dtype), v_BTKH], axis=1),
             jnp.concatenate([seen_BC, fresh_BT], axis=1),
         )
 
@@ -165,8 +216,16 @@ def with_nothing_written(caches: Caches) -> Caches:
     return {label: reset(cache) for label, cache in caches.items()}
 
 
-def make_cache(config: StackConfig, kind: LayerKind, batch_size: int, length: int) -> Cache:
+def make_cache(
+    config: StackConfig,
+    kind: LayerKind,
+    batch_size: int,
+    length: int,
+    dtype: CacheDtype | None = None,
+) -> Cache:
     """Returns an empty cache of `length` slots, or of as many as the layer looks back.
+
+    It is in `dtype`, by default that of the model's activations.
 
     Raises ValueError if attention is not causal: later tokens would change earlier ones.
     """
@@ -177,5 +236,5 @@ def make_cache(config: StackConfig, kind: LayerKind, batch_size: int, length: in
         )
     reach = MaskSpec.from_config(config, kind).lookback
     if reach is None or length <= reach:
-        return KVCache.empty(config, batch_size, length)
-    return RingCache.empty(config, batch_size, reach)
+        return KVCache.empty(config, batch_size, length, dtype)
+    return RingCache.empty(config, batch_size, reach, dtype)

@@ -146,7 +146,8 @@ def test_generation_config_is_followed_or_named(chat_model, given, tmp_path, cap
     run(folder, "--max-new-tokens", "3", "--repetition-penalty", "2")
     run(folder, "--beams", "2")
     assert "not followed with --beams: do_sample=True" in capsys.readouterr().err
-    run(folder, "--temperature", "0")
+    run(folder, "--temperature", "0", "--cache-dtype", "int8")
+    assert given[-1]["cache_dtype"] == "int8"
     by_file, by_options, beams, greedy = given
     assert by_file["sampling"] == Sampling(repetition_penalty=1.5, temperature=1.0, top_k=50)
     assert greedy["sampling"] == Sampling(repetition_penalty=1.5)

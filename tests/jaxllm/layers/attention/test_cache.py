@@ -115,3 +115,30 @@ def test_short_text_uses_a_plain_cache():
 def test_non_causal_model_has_no_cache():
     with pytest.raises(ValueError, match=r"a cache with attention\.causal=False"):
         random_model(attention=AttentionConfig(causal=False)).init_cache(2, 8)
+
+
+@pytest.mark.parametrize("kind", [KVCache, RingCache])
+def test_numbers_in_int8_are_off_by_half_a_step_of_their_head_and_token(kind):
+    """Writes more tokens than a ring has slots, so that some are overwritten."""
+    rng = np.random.default_rng(0)
+    size = (2, 9, TINY.num_kv_heads, TINY.head_dim)
+    k_BTKH, v_BTKH = (jnp.asarray(rng.standard_normal(size), jnp.float32) for _ in range(2))
+    k_BTKH = k_BTKH.at[0, 3, 1].multiply(1000).at[1, 2].set(0)
+    cache = kind.empty(TINY, 2, 9 if kind is KVCache else 5, "int8")
+    for t in range(9):
+        own = slice(t, t + 1)
+        cache, seen = cache.extend(k_BTKH[:, own], v_BTKH[:, own], jnp.full((2, 1), t))
+    k_BCKH, v_BCKH, positions_BC = map(np.asarray, seen)
+    for found, given in ((k_BCKH, k_BTKH), (v_BCKH, v_BTKH)):
+        expected = np.asarray(given)[:, positions_BC[0]]
+        step = np.abs(expected).max(-1, keepdims=True) / 127
+        assert (np.abs(found - expected) <= step * 0.5001).all()
+    assert found.dtype == np.float32
+
+
+@pytest.mark.parametrize(("dtype", "size"), [(None, 4), ("bfloat16", 2), ("int8", 1)])
+def test_memory_of_a_cache_is_what_its_numbers_take(dtype, size):
+    cache = KVCache.empty(TINY, 3, 20, dtype)
+    numbers = 2 * 3 * 20 * TINY.num_kv_heads * TINY.head_dim
+    scales = 4 * numbers // TINY.head_dim if dtype == "int8" else 0
+    assert sum(x.nbytes for x in jax.tree.leaves(cache)) == size * numbers + scales
