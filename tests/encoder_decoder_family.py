@@ -62,12 +62,11 @@ class EncoderDecoderFamily:
         original.save_pretrained(folder)
         return request.param.partition("/")[0], original, folder, load_pretrained(folder)
 
-    @pytest.fixture(scope="class")
-    @classmethod
-    def written_as(cls, request, case):
+    @pytest.fixture
+    def written_as(self, request, case):
         """The model_type that a new config has, which may be of a more general family."""
         name = request.node.callspec.params["case"]
-        return cls.cases[name].written_as or case[1].config.model_type
+        return self.cases[name].written_as or case[1].config.model_type
 
     @pytest.fixture(scope="class")
     @classmethod
