@@ -81,8 +81,7 @@ def convert(
 ) -> Conversion:
     """Converts a checkpoint to another format. If it is killed, the same call resumes.
 
-    Until then it is in `destination`.partial, with a journal of the tensors' hashes, which are
-    verified. It succeeds as well if the destination already is what it would write.
+    It succeeds as well if the destination already is what it would write.
 
     Args:
         source: a checkpoint of any known family, a native checkpoint, or a run.
@@ -94,7 +93,9 @@ def convert(
         max_ram: host memory for tensors in flight: bytes, or a text like "256MiB".
         max_shard: the most bytes of tensors in a safetensors shard.
         progress: called with the bytes done and the total, from several threads.
-        rules, strict, allow: as for `load_pretrained`; `rules` also for `to="rules"`.
+        rules: as for `load_pretrained`; also for `to="rules"`.
+        strict: as for `load_pretrained`.
+        allow: as for `load_pretrained`.
         optimizer: the optimizer state of the run at that step, to be written for PyTorch too.
         workers: the number of threads, each of which writes one tensor at a time.
         merge: write the base of an adapter with it merged in: the base, or True for its own.
@@ -114,7 +115,7 @@ def convert(
         return _conversion(writer, kept=sum(writer.units.values()))
     plan = {"to": to, "dtype": dtype, "model_parallel": model_parallel, "merge": str(merge)}
     plan |= {"optimizer": optimizer and optimizer.form, **_describe(source, before, writer)}
-    left = _partial_folder(destination)
+    left = _partial_folder(destination)  # with a journal of the tensors' hashes
     with Journal(left / NAME, plan) as journal, _discarding(left, opened, dtype, chunk_bytes):
         workers = min(workers, max(parse_size(max_ram) // max(writer.most_held, 1), 1))
         work = _Work(writer, left / "checkpoint", journal, chunk_bytes, workers, progress)

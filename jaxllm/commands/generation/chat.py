@@ -27,7 +27,8 @@ def add_commands(add: AddCommand) -> None:
     )
     add_model(chat)
     add_sampling(chat)
-    chat.epilog = f"In a conversation, {HELP}. Ctrl-C stops an answer.\n\n{chat.epilog}"
+    said = HELP.replace("; ", "\n  ")
+    chat.epilog = f"in a conversation:\n  {said}\n  Ctrl-C: stop an answer\n\n{chat.epilog}"
 
 
 def _chat(arguments: argparse.Namespace) -> int:

@@ -121,7 +121,10 @@ def bucketed(**buckets: int) -> PositionConfig:
     ("changes", "message"),
     [
         ({"positions.offset": -1}, "positions.offset=-1 is negative"),
-        ({"positions.offset": 2}, "positions.offset=2 is for positions.kind='learned', not 'rope'"),
+        (
+            {"positions.offset": 2},
+            "positions.offset=2 is for positions.kind='learned' or 'sinusoidal', not 'rope'",
+        ),
         ({"positions.kind": "relative"}, "positions.relative=None with positions.kind='relative'"),
         ({"positions.relative": RelativeBuckets()}, "with positions.kind='rope'"),
         ({"norms.final_eps": 0.0}, "norms.final_eps=0.0 is not positive"),
