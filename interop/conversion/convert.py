@@ -79,9 +79,7 @@ def convert(
     workers: int = WORKERS,
     merge: bool | str | Path = False,
 ) -> Conversion:
-    """Converts a checkpoint to another format. If it is killed, the same call resumes.
-
-    It succeeds as well if the destination already is what it would write.
+    """Converts a checkpoint to another format; resumes if it was killed, and returns if it is done.
 
     Args:
         source: a checkpoint of any known family, a native checkpoint, or a run.
