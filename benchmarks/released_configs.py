@@ -27,6 +27,7 @@ import transformers
 from jaxllm.config import make_config
 from jaxllm.interop import load_pretrained
 from jaxllm.interop.families import FAMILIES
+from jaxllm.interop.formats.quantized.codecs import take_settings
 
 ROOT = Path(__file__).parents[1]
 sys.path.append(str(ROOT / "tests"))
@@ -107,7 +108,7 @@ def rows(configs: Mapping[str, Mapping[str, Any]]) -> Iterator[Row]:
 
 def read_whole(family: Any, config: dict[str, Any]) -> list[str]:
     """Returns why a config is refused; shortened, since values may be long."""
-    fields = family.fields(config)
+    fields = family.fields(take_settings(config)[0])
     try:
         values, _ = family.read_config(fields, {})
         if not (problems := fields.finish()):

@@ -9,7 +9,7 @@ from jaxllm.interop.families.common.fields import Json
 
 # Tensors that make logits of a language model.
 HEAD_WEIGHTS = ("lm_head.weight", "embed_out.weight")
-HEADS = (*HEAD_WEIGHTS, "final_logits_bias")
+HEADS = (*HEAD_WEIGHTS, "lm_head.bias", "final_logits_bias")
 # Tensors of Hugging Face checkpoints that belong to no model and are not written back.
 LEFTOVERS = {
     "*rotary_emb.inv_freq": "derived from the config",

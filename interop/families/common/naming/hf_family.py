@@ -86,7 +86,8 @@ class _Reader(NamedTuple):
         found = _with_leftovers(self.own_table(with_head(config), layout))
         if not has_head(config):
             tied = {copy: one for copy, one in found.tied.items() if not is_head(copy)}
-            found = dataclasses.replace(found, tied=tied)
+            rules = tuple(rule for rule in found.rules if not is_head(rule.stored.name))
+            found = dataclasses.replace(found, rules=rules, tied=tied)
         if layout.base is not None:
             found = found.renamed(Prefixes(self.prefix, layout.base, layout.outer).stored)
         return found.with_copies(layout.copies, layout.lone) if layout.copies else found
