@@ -221,7 +221,7 @@ def _storage_of(tensor: StoredTensor | TensorSource) -> str:
 def _stored_bytes(tensor: StoredTensor | TensorSource) -> int:
     if isinstance(tensor, DecodedTensor):
         return sum(part.nbytes for part in tensor.parts)
-    return math.prod(tensor.shape) * tensor.dtype.itemsize
+    return tensor.nbytes
 
 
 def _uses(checkpoint: Checkpoint, account: Analysis) -> dict[str, str]:

@@ -271,7 +271,7 @@ def _load_reference(path: Path, name: str, store: ArrayStore, dtype: str) -> Any
     if hasattr(reference.config, CONFIG):  # decoded by now, which the level of weights checks
         del reference.config.quantization_config
     if dtype == FLOAT32.dtype:  # beside quantized tensors transformers leaves others as stored
-        for parameter in reference.parameters():
+        for parameter in filter(torch.is_floating_point, reference.parameters()):
             parameter.data = parameter.data.float()
     # transformers initializes missing tensors at random and only warns.
     if absent := sorted(map(str, {*loading["missing_keys"], *loading["mismatched_keys"]})):

@@ -14,12 +14,13 @@ import numpy as np
 from jaxllm.interop.formats.stored_tensor import StoredTensor
 from jaxllm.interop.rules.boxes import Box
 
-from .decoded_tensor import DecodedTensor, check_shapes
+from .decoded_tensor import DecodedTensor, check_dtypes, check_shapes
 
 ROW_MAXIMA, FORMAT = "SCB", "weight_format"
 STATE = "weight.quant_state.bitsandbytes__"
 ABSMAX, CODES = "weight.absmax", "weight.quant_map"
 NESTED_ABSMAX, NESTED_CODES = "weight.nested_absmax", "weight.nested_quant_map"
+FLOATS = ("float32", "float16", "bfloat16")
 PER_UNIT = np.float32(1 / 127)
 
 
@@ -106,6 +107,8 @@ def _four_bits(
         if "nested_blocksize" in state:
             beyond = tensors[owner + NESTED_ABSMAX], tensors[owner + NESTED_CODES]
             nested = Nested(*beyond, int(state["nested_blocksize"]), float(state["nested_offset"]))
+            if nested.size < 1:
+                raise ValueError(f"nested blocks of {nested.size}")
     except KeyError as error:
         problems.append(f"{packed.name} cannot be decoded: {error.args[0]} is missing")
         return None
@@ -113,9 +116,7 @@ def _four_bits(
         problems.append(f"{owner}{STATE}{kind} is no description of {packed.name}: {error}")
         return None
     count = int(np.prod(shape))
-    num_blocks = -(-count // size)
-    bytes_of_codes = (packed, (-(-count // 2), *packed.shape[1:]))
-    if not check_shapes(problems, bytes_of_codes, (maxima, (num_blocks,)), (codes, (16,))):
+    if not _fit(packed, count, (maxima, size), codes, nested, problems):
         return None
     parts = (packed, maxima, codes, *([] if nested is None else nested[:2]))
     return DecodedTensor(
@@ -123,6 +124,33 @@ def _four_bits(
         decode=lambda box: _decode_codes(packed, codes, (maxima, size), nested, shape, box),
         storage=f"bitsandbytes {kind}",
         parts=parts,
+    )
+
+
+def _fit(
+    packed: StoredTensor,
+    count: int,
+    blocks: tuple[StoredTensor, int],
+    codes: StoredTensor,
+    nested: Nested | None,
+    problems: list[str],
+) -> bool:
+    """Whether tensors have the shapes and dtypes that `count` codes in blocks need."""
+    maxima, size = blocks
+    num_blocks = -(-count // size)
+    shapes = [
+        (packed, (-(-count // 2), *packed.shape[1:])),
+        (maxima, (num_blocks,)),
+        (codes, (16,)),
+    ]
+    if nested is not None:
+        shapes += [(nested.maxima, (-(-num_blocks // nested.size),)), (nested.codes, (256,))]
+    return all(
+        [
+            check_shapes(problems, *shapes),
+            check_dtypes(problems, ("uint8",), packed),
+            check_dtypes(problems, FLOATS if nested is None else ("uint8",), maxima),
+        ]
     )
 
 

@@ -42,7 +42,9 @@ def take_settings(config: Mapping[str, Any]) -> tuple[dict[str, Any], Mapping[st
     """Returns a model's config without what it says on quantized storage, and that, or None."""
     plain = {k: v for k, v in config.items() if k not in (CONFIG, OLDER_CONFIG)}
     settings = config.get(CONFIG) or config.get(OLDER_CONFIG)
-    return plain, settings if isinstance(settings, Mapping) else None
+    if settings and not isinstance(settings, Mapping):
+        return plain, {METHOD: repr(settings)}  # no method, and so refused
+    return plain, settings or None
 
 
 def decode_tensors(

@@ -78,6 +78,26 @@ def in_float32(tensors: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
     }
 
 
+def check_dtypes(problems: list[str], dtypes: Sequence[str], *tensors: StoredTensor) -> bool:
+    """Whether tensors have one of some dtypes; appends a message on each other one."""
+    wrong = [tensor for tensor in tensors if tensor.dtype.name not in dtypes]
+    problems += [
+        f"{tensor.name} is {tensor.dtype.name}, expected {' or '.join(dtypes)}" for tensor in wrong
+    ]
+    return not wrong
+
+
+def pair_of_sizes(given: Any, problems: list[str], name: str) -> tuple[int, int] | None:
+    """Returns the rows and columns of a field, or None; a problem if it says anything else."""
+    match given:
+        case None:
+            return None
+        case [int(rows), int(columns)] if rows > 0 and columns > 0:
+            return rows, columns
+    problems.append(f"quantization_config.{name}={given!r} is no pair of sizes")
+    return None
+
+
 def check_shapes(problems: list[str], *pairs: tuple[StoredTensor, Sequence[int]]) -> bool:
     """Whether tensors have the shapes that they must have; appends a message on each other one."""
     wrong = [(tensor, shape) for tensor, shape in pairs if tensor.shape != tuple(shape)]

@@ -13,7 +13,7 @@ from jaxllm.interop.formats.stored_tensor import StoredTensor
 from jaxllm.interop.rules.boxes import Box
 
 from .blocks import Blocks, block_size
-from .decoded_tensor import DecodedTensor
+from .decoded_tensor import DecodedTensor, pair_of_sizes
 
 FLOATS = "float8"  # the beginning of the names of their dtypes
 # Of the inputs of products: the model computes with inputs in its own dtype.
@@ -38,16 +38,17 @@ def decode(
         suffix: what follows the name of a matrix in that of its scales.
     """
     found: dict[str, StoredTensor] = {}
+    stated = pair_of_sizes(settings.get("weight_block_size"), problems, "weight_block_size")
+    encoded = {name for name, tensor in tensors.items() if tensor.dtype.name.startswith(FLOATS)}
+    encoded -= {name + suffix for name in encoded}  # scales may be 8-bit floats as well
     for name, tensor in tensors.items():
-        owner = name.removesuffix(suffix)
-        if (owner != name and owner in tensors) or name.endswith(OF_INPUTS):
+        if name.removesuffix(suffix) in encoded - {name} or name.endswith(OF_INPUTS):
             continue
-        if not tensor.dtype.name.startswith(FLOATS):
+        if name not in encoded:
             found[name] = tensor
         elif (scale := tensors.get(name + suffix)) is None:
             problems.append(f"{name} is {tensor.dtype.name}, but {name}{suffix} is missing")
         else:
-            stated = settings.get("weight_block_size")
             decoded = scaled_matrix(tensor, scale, stated, dtype, problems)
             found |= {} if decoded is None else {name: decoded}
     return found
@@ -56,7 +57,7 @@ def decode(
 def scaled_matrix(
     tensor: StoredTensor,
     scale: StoredTensor,
-    stated: Any,
+    stated: tuple[int, int] | None,
     dtype: np.dtype,
     problems: list[str],
 ) -> StoredTensor | None:

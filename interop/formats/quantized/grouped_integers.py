@@ -2,6 +2,8 @@
 
 GPTQ (Frantar et al., 2022) and AWQ (Lin et al., 2023) as they are released: the weight of output n
 and input k is `scale[g(k), n] * (integer[k, n] - zero[g(k), n])`, computed in the scales' dtype.
+GPTQ stores each zero point less one. One is added to what is stored, as AutoGPTQ's kernels do: all
+bits set then stand for `2**bits`, not for zero.
 """
 
 from collections.abc import Callable, Mapping
@@ -13,13 +15,15 @@ from jaxllm.interop.formats.stored_tensor import StoredTensor
 from jaxllm.interop.rules.boxes import Box
 
 from .blocks import Blocks
-from .decoded_tensor import DecodedTensor, check_shapes
+from .decoded_tensor import DecodedTensor, check_dtypes, check_shapes
 from .packed_integers import WORD, PackedIntegers, num_words
 
 INTEGERS, ZEROS, SCALES, GROUPS = ".qweight", ".qzeros", ".scales", ".g_idx"
-SECOND_VERSION = "gptq_v2"  # which stores zero points as they are, not less one
+FIRST_VERSION, SECOND_VERSION = "gptq", "gptq_v2"  # the second stores zero points as they are
 # The place in a word of each of eight neighbouring outputs, as AWQ's kernels expect them.
 AWQ_ORDER = (0, 4, 1, 5, 2, 6, 3, 7)
+
+WORDS = ("int32", "uint32")
 
 Layer = Callable[[str, Mapping[str, StoredTensor], np.dtype, list[str]], StoredTensor | None]
 
@@ -32,7 +36,15 @@ def decode_gptq(
 ) -> dict[str, StoredTensor]:
     """Returns the tensors of a checkpoint with GPTQ's layers decoded; see `float8.decode`."""
     bits = _bits(settings, problems, (2, 3, 4, 8))
-    offset = 0 if settings.get("checkpoint_format") == SECOND_VERSION else 1
+    version = settings.get("checkpoint_format", FIRST_VERSION)
+    if version not in (FIRST_VERSION, SECOND_VERSION) or settings.get("is_marlin_format"):
+        problems.append(
+            f"quantization_config.checkpoint_format={version!r} (is_marlin_format="
+            f"{settings.get('is_marlin_format', False)!r}) is not supported, only "
+            f"{FIRST_VERSION!r} or {SECOND_VERSION!r}"
+        )
+        return dict(tensors)
+    offset = 0 if version == SECOND_VERSION else 1
 
     def layer(
         name: str, parts: Mapping[str, StoredTensor], to: np.dtype, problems: list[str]
@@ -142,6 +154,8 @@ def _decode_layers(
         parts = {part: tensors[owner + part] for part in suffixes if owner + part in tensors}
         if missing := [owner + part for part in (ZEROS, SCALES) if part not in parts]:
             problems.append(f"{name} has no {' and no '.join(missing)}")
+            continue
+        if not check_dtypes(problems, WORDS, parts[INTEGERS], parts[ZEROS]):
             continue
         decoded = layer(f"{owner}.weight", parts, dtype, problems)
         found |= {} if decoded is None else {decoded.name: decoded}

@@ -12,7 +12,7 @@ import numpy as np
 from jaxllm.interop.formats.stored_tensor import StoredTensor
 from jaxllm.interop.rules.boxes import Box
 
-from .decoded_tensor import DecodedTensor, check_shapes
+from .decoded_tensor import DecodedTensor, check_dtypes, check_shapes
 
 BLOCKS, SCALES = "_blocks", "_scales"
 MAGNITUDES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
@@ -50,7 +50,8 @@ def _fit(blocks: StoredTensor, scales: StoredTensor, problems: list[str]) -> boo
         shape = list(blocks.shape)
         problems.append(f"{blocks.name} has shape {shape}, expected [..., {SIZE // 2}]")
         return False
-    return check_shapes(problems, (scales, blocks.shape[:-1]))
+    is_bytes = check_dtypes(problems, ("uint8",), blocks, scales)
+    return check_shapes(problems, (scales, blocks.shape[:-1])) and is_bytes
 
 
 def _decoded(

@@ -86,3 +86,18 @@ def test_sizes_that_are_no_sizes_are_named(tmp_path):
         changed = {**tensors, key: torch.frombuffer(text, dtype=torch.uint8), "weight": packed}
         with pytest.raises(CheckpointError, match="is no description of weight"):
             decoded(tmp_path, changed, SETTINGS)
+
+
+def test_nested_statistics_that_do_not_fit_are_named(tmp_path):
+    packed, state = functional.quantize_4bit(
+        weights(64, 128), blocksize=64, compress_statistics=True, quant_type="nf4"
+    )
+    tensors = {f"weight.{name}": x for name, x in state.as_dict(packed=True).items()}
+    tensors |= {"weight": packed, "weight.absmax": tensors["weight.absmax"].float()}
+    tensors["weight.nested_absmax"] = torch.rand(7)
+    with pytest.raises(CheckpointError) as caught:
+        decoded(tmp_path, tensors, SETTINGS)
+    assert sorted(caught.value.problems) == [
+        "weight.absmax is float32, expected uint8",
+        "weight.nested_absmax has shape [7], expected [1]",
+    ]

@@ -99,7 +99,8 @@ def test_all_that_does_not_fit_is_named(tmp_path):
     assert sorted(caught.value.problems) == [
         "a.weight_scale has shape [12, 3], which does not fit a.weight, [12, 40]",
         "b.weight_scale belongs to b.weight_shape, which is missing",
-        "c.weight_packed has no shape of integers of c.weight, [12, 40]",
+        "c.weight_packed of shape [12, 4] does not hold the numbers of shape [12, 40] in any "
+        "number of bits that quantization_config names",
     ]
 
 
@@ -108,9 +109,31 @@ def test_all_that_does_not_fit_is_named(tmp_path):
     [
         ({"format": "marlin-24"}, "format='marlin-24' is not supported"),
         ({"transform_config": {"a": 1}}, "transform_config is not supported"),
+        ({"sparsity_config": {"format": "sparse-bitmask"}}, "sparsity_config is not supported"),
     ],
 )
 def test_other_settings_are_refused(tmp_path, changed, problem):
     settings = {"quant_method": "compressed-tensors", "format": "dense", **changed}
     with pytest.raises(CheckpointError, match=problem):
         decoded(tmp_path, {"a": torch.rand(2)}, settings)
+
+
+def test_numbers_that_need_no_scale_and_places_beyond_the_scales_are_refused(tmp_path):
+    args = {"num_bits": 4, "strategy": "group", "group_size": 8}
+    small, _, settings = compressed(PACKED, (12, 5), **args)
+    tensors = {f"a.{name}": x for name, x in small.items()}
+    tensors["a.weight_g_idx"] = torch.full((40,), 5, dtype=torch.int32)
+    tensors |= {"b.weight": weights(), "b.weight_scale": torch.rand(12, 1)}
+    tensors |= {"c.weight": torch.ones(4, dtype=torch.int8), "c.weight_scale": torch.rand(4)}
+    with pytest.raises(CheckpointError) as caught:
+        decoded(tmp_path, tensors, settings)
+    beyond, plain, vector = sorted(caught.value.problems)
+    assert beyond == "a.weight_scale has shape [12, 5], which does not fit a.weight, [12, 40]"
+    assert plain.startswith("b.weight is bfloat16, expected int8 or ")
+    assert vector == "c.weight_scale has shape [4], which does not fit c.weight, [4]"
+
+
+def test_a_config_that_says_that_nothing_is_sparse_is_read(tmp_path):
+    small, whole, settings = compressed("int-quantized", (12, 1), num_bits=8, strategy="channel")
+    settings["sparsity_config"] = {"format": "dense", "sparsity_structure": "unstructured"}
+    check(decoded(tmp_path, small, settings)["weight"], whole)

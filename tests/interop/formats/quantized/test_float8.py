@@ -87,3 +87,15 @@ def test_all_that_does_not_fit_is_named(tmp_path):
         "cut_scale_inv has shape [1, 3], which is no grid of the blocks of cut, of shape [8, 16]"
     )
     assert "vector_scale_inv has shape [8]" in vector
+
+
+@pytest.mark.parametrize("size", ["128", [0, 8], [4], 128])
+def test_blocks_without_a_size_are_refused(tmp_path, size):
+    tensors = {"w": floats(8, 16), f"w{SCALE}": scales(2, 2)}
+    with pytest.raises(CheckpointError, match=r"weight_block_size=.* is no pair of sizes"):
+        decoded(tmp_path, tensors, {**SETTINGS, "weight_block_size": size})
+
+
+def test_scales_of_what_is_not_decoded_are_left_to_whoever_reads_the_tensors(tmp_path):
+    tensors = {"w": torch.ones(4, 8, dtype=torch.int8), f"w{SCALE}": scales(1, 1)}
+    assert {*decoded(tmp_path, tensors, SETTINGS)} == {*tensors}

@@ -92,12 +92,15 @@ def test_all_that_does_not_fit_is_named(tmp_path):
     del tensors["a.qzeros"]
     tensors["b.scales"] = scales()[:3]
     tensors["c.qzeros"] = whole["qzeros"][:, :3]
+    tensors |= {f"d.{name}": each for name, each in whole.items()}
+    tensors["d.qweight"] = whole["qweight"].to(torch.int16)
     with pytest.raises(CheckpointError) as caught:
         decoded(tmp_path, tensors, {"quant_method": "gptq", "bits": 4, "group_size": SIZE})
     assert sorted(caught.value.problems) == [
         "a.qweight has no a.qzeros",
         "b.scales has 3 groups, which do not fit b.weight",
         "c.qzeros has shape [4, 3], expected [4, 4]",
+        "d.qweight is int16, expected int32 or uint32",
     ]
 
 
@@ -105,6 +108,11 @@ def test_all_that_does_not_fit_is_named(tmp_path):
     ("settings", "problem"),
     [
         ({"quant_method": "gptq", "bits": 5}, "bits=5 is not one of 2, 3, 4, 8"),
+        (
+            {"quant_method": "gptq", "bits": 4, "checkpoint_format": "marlin"},
+            "checkpoint_format='marlin'",
+        ),
+        ({"quant_method": "gptq", "bits": 4, "is_marlin_format": True}, "is_marlin_format=True"),
         ({"quant_method": "awq", "bits": 4, "version": "gemv"}, "version='gemv' is not supported"),
     ],
 )

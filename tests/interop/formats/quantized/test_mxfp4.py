@@ -54,6 +54,8 @@ def test_all_that_does_not_fit_is_named(tmp_path):
         "b_scales": scales(3, 10, 1),
         "c_blocks": blocks(3, 10, 2, 8),
         "c_scales": scales(3, 10, 2),
+        "d_blocks": blocks(*SHAPE).to(torch.int32),
+        "d_scales": scales(3, 10, 2),
     }
     with pytest.raises(CheckpointError) as caught:
         decoded(tmp_path, tensors, SETTINGS)
@@ -61,4 +63,5 @@ def test_all_that_does_not_fit_is_named(tmp_path):
         "a_blocks has no a_scales",
         "b_scales has shape [3, 10, 1], expected [3, 10, 2]",
         "c_blocks has shape [3, 10, 2, 8], expected [..., 16]",
+        "d_blocks is int32, expected uint8",
     ]
