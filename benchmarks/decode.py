@@ -24,7 +24,7 @@ LLAMA = DecoderConfig(
     num_kv_heads=2,
     head_dim=64,
     mlp_dim=1024,
-    max_len=512,
+    max_len=2048,
 )
 PROMPT, NEW = 32, 256
 
@@ -42,5 +42,5 @@ def run(rounds: int) -> Comparison:
         lambda: generate(ours, [prompt], NEW),
         lambda: generate_greedily(theirs, [prompt], NEW),
         rounds=rounds,
-        target=1.5,
+        target=2.0,
     )

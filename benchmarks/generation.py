@@ -22,7 +22,7 @@ from jaxllm.interop.reference.transformers_models import (
 from jaxllm.models import Model, with_scanned_layers
 
 RNG = np.random.default_rng(0)
-VOCAB, PREFILL, REQUESTS, SLOTS = 128_256, 480, 48, 16
+VOCAB, PREFILL, REQUESTS, SLOTS = 128_256, 1024, 48, 16
 
 
 def run(rounds: int) -> list[Comparison]:
@@ -86,7 +86,7 @@ def _batch(rounds: int, ours: Model, theirs: Any) -> Comparison:
         lambda: generate(ours, prompts, 64),
         by_transformers,
         rounds=rounds,
-        target=1.2,
+        target=1.6,
     )
 
 

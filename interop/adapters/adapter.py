@@ -11,7 +11,7 @@ from jaxllm.models import Model
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Adapter:
-    """What LoRA has trained for a model.
+    """The factors and full modules that LoRA has trained for a model.
 
     Attributes:
         scales: by projection, such as `layers.0:32.attn.q_proj`: the scale of its factors' product.

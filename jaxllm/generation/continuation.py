@@ -1,4 +1,4 @@
-"""What generation returns: the new tokens of a prompt, and why they ended."""
+"""Continuations: the new tokens of a prompt, and why they ended."""
 
 from collections.abc import Callable, Sequence
 from typing import Literal, Protocol

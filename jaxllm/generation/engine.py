@@ -30,7 +30,7 @@ STEPS = 8  # tokens between two looks at which rows have ended
 
 
 class Request(NamedTuple):
-    """What `Engine.submit` was given."""
+    """A prompt and its settings, as given to `Engine.submit`."""
 
     number: int
     prompt: Sequence[int]

@@ -29,7 +29,7 @@ class Progress(NamedTuple):
 
 
 class Program(NamedTuple):
-    """What a compiled decoding loop depends on, besides the shapes of its arrays."""
+    """The settings that a decoding loop is compiled for, besides the shapes of its arrays."""
 
     graphdef: nnx.GraphDef
     processor: Processor | None = None  # the user's own

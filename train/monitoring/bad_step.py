@@ -1,4 +1,4 @@
-"""What is said of a bad step: its metrics, and which batch it was."""
+"""Messages about a bad step: its metrics, and which batch it was."""
 
 import math
 from collections.abc import Mapping

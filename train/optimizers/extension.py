@@ -1,4 +1,4 @@
-"""What the learning rate does in a run that goes on beyond its end."""
+"""Messages on the learning rate of a run that goes on beyond its planned end."""
 
 import optax
 

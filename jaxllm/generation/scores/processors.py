@@ -1,4 +1,4 @@
-"""What happens to the scores of the next token before one is chosen, in the order of transformers.
+"""Processors of the scores of the next token, before one is chosen, in transformers' order.
 
 Every number is an array, one for each row, so that one program serves any settings. What no row
 asks for is skipped when the program runs.

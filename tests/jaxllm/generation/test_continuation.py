@@ -1,4 +1,4 @@
-"""What generation returns: log-probabilities, reasons, texts, streams, and several sequences."""
+"""Continuations: log-probabilities, reasons, texts, streams, and several sequences."""
 
 import jax
 import numpy as np

@@ -1,4 +1,4 @@
-"""What is said of bad steps, and that a run skips them but not for ever."""
+"""Messages about bad steps, and a run that skips them, but not for ever."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""What is said of the learning rate of an extended run."""
+"""Messages about the learning rate of an extended run."""
 
 import optax
 

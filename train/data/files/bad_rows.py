@@ -16,7 +16,7 @@ Given = TypeVar("Given")
 
 
 class BadRows:
-    """What happens with rows that cannot be used, and how many there were.
+    """Refuses rows that cannot be used, or skips and counts them.
 
     Args:
         policy: "stop" raises a UserError that names the file and the row; "skip" leaves them out.

@@ -1,1 +1,1 @@
-"""What a model will see of its data: lengths, shares and decoded rows, as a table and a page."""
+"""Shows the data as a model will see it: lengths, shares, decoded rows; a table and a page."""

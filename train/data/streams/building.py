@@ -92,7 +92,7 @@ def build_streams(
 
 
 class _Survey(NamedTuple):
-    """What the first reading finds out: which documents are held out, and names for both sides."""
+    """Findings of the first reading: which documents are held out, and names for both sides."""
 
     is_held: np.ndarray
     is_one: bool  # all documents are the same one, which is cut

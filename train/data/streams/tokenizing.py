@@ -40,7 +40,7 @@ class Task(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """What determines the shards. A folder that was begun with others is not continued."""
+    """The settings that shards depend on. A folder begun with others is not continued."""
 
     files: tuple[str, ...]
     sizes: tuple[int, ...]

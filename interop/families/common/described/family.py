@@ -23,7 +23,7 @@ OUTDATED = ("rope_parameters", "original_max_position_embeddings", "partial_rota
 
 @dataclasses.dataclass(frozen=True)
 class _Description:
-    """What `described_family` is given."""
+    """A decoder family as `described_family` takes it: its parts and its rules."""
 
     model_type: str
     architecture: str

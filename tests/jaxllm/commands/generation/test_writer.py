@@ -1,4 +1,4 @@
-"""What commands show of a model that writes: whole characters, and how fast they came."""
+"""Text shown while a model writes it: whole characters, and how fast they came."""
 
 import re
 

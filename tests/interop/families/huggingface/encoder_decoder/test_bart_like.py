@@ -1,4 +1,4 @@
-"""What families named like BART share: stored sinusoids, paddings, and what they refuse."""
+"""Families with the names of BART: stored sinusoids, paddings, and refused configs."""
 
 import json
 
