@@ -13,7 +13,7 @@ from jaxllm.generation import Engine, Sampling, generate
 from jaxllm.generation.scores.processors import choose
 from jaxllm.generation.scores.settings import stack_settings
 from jaxllm.interop import load_pretrained
-from jaxllm.interop.families.huggingface.llama import write_config
+from jaxllm.interop.families.huggingface.pre_norm.llama import write_config
 from jaxllm.interop.reference.transformers_models import (
     generate_greedily,
     open_exported,
