@@ -34,7 +34,7 @@ from .levels.table import (
 )
 from .levels.weights import shape_mismatches
 from .numerics.array_store import ArrayStore, in_memory
-from .numerics.malloc import keeping_freed_memory, return_freed_memory
+from .numerics.malloc import keeping_freed_memory, return_scarce_memory
 from .numerics.precision import FLOAT32, PRECISIONS, computed_in, dtype_name
 from .progress import expecting
 from .rendered_report import Report
@@ -134,7 +134,7 @@ def _compare(comparison: Comparison) -> Report:
         found = {}
         for stage in stages:
             found[stage.name] = stage.compare(comparison)
-            return_freed_memory()
+            return_scarce_memory()
     name = type(comparison.reference).__name__
     packages = "torch", "transformers"
     dtype = output_config(comparison.model).numerics.dtype

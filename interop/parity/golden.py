@@ -25,7 +25,7 @@ from .levels.config import CONFIG
 from .levels.sides import Comparison, JaxSide
 from .levels.table import LEVELS, levels_of, levels_without_computation, select_levels, stages_of
 from .levels.weights import WEIGHTS, check_weights
-from .numerics.malloc import keeping_freed_memory, return_freed_memory
+from .numerics.malloc import keeping_freed_memory, return_scarce_memory
 from .recording.pack import read_pack, write_pack
 from .recording.sample import Sample, spread_positions
 from .rendered_report import Report
@@ -89,7 +89,7 @@ def record_checkpoint(
     with keeping_freed_memory():
         for stage in stages:
             data[stage.name] = stage.record(comparison)
-            return_freed_memory()
+            return_scarce_memory()
     return write_pack(data, Path(pack))
 
 

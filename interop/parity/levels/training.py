@@ -18,7 +18,7 @@ from jaxllm.interop.parity.execution.torch_train import (
     perturbed_weights,
     train_reference,
 )
-from jaxllm.interop.parity.numerics.malloc import return_freed_memory
+from jaxllm.interop.parity.numerics.malloc import return_scarce_memory
 from jaxllm.interop.parity.progress import announce
 from jaxllm.interop.parity.recording.plain import plain
 from jaxllm.interop.parity.recording.recording import Recording
@@ -171,7 +171,7 @@ def reference_runs(comparison: Comparison, setup: TrainingSetup) -> Iterator[Tra
         roundings[f"with simulated rounding, {seed + 1} of {DRAWS}"] = Rounding(seed=seed)
     for how, rounding in roundings.items():
         announce(f"training: reference {how}")
-        return_freed_memory()
+        return_scarce_memory()
         # Not bound to a name, which would keep it until the end of the next run.
         yield with_jax_names(
             train_reference(

@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+from jaxllm.interop.parity.numerics import malloc
 from jaxllm.interop.parity.numerics.malloc import map_large_arrays, return_freed_memory
 
 # Frees every other one of many arrays: by default their memory is kept, since it is fragmented.
@@ -84,3 +85,24 @@ def test_memory_between_live_arrays_is_returned():
     assert freed_bytes("kept") < half / 4
     assert freed_bytes("mapped") > 0.9 * half
     assert freed_bytes("returned") > 0.9 * half
+
+
+@pytest.mark.parametrize(("free", "is_returned"), [(0.5, True), (2, False), (None, True)])
+def test_freed_memory_is_kept_while_as_much_is_left(free, is_returned, monkeypatch):
+    resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    total = None if free is None else 8 * resident
+    left = None if free is None else int(free * resident)
+    monkeypatch.setattr(malloc, "host_memory", lambda: (total, left))
+    calls = []
+    monkeypatch.setattr(malloc, "return_freed_memory", lambda: calls.append(1))
+    malloc.return_scarce_memory()
+    assert bool(calls) == is_returned
+
+
+def test_a_limit_of_the_container_counts_what_this_process_holds(monkeypatch):
+    resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    monkeypatch.setattr(malloc, "host_memory", lambda: (resident, resident))
+    calls = []
+    monkeypatch.setattr(malloc, "return_freed_memory", lambda: calls.append(1))
+    malloc.return_scarce_memory()
+    assert calls
