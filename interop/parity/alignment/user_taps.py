@@ -3,13 +3,15 @@
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 from jax import Array
 from jax.experimental.xla_metadata import set_xla_metadata
+from jax.extend.core import Primitive
+from jax.interpreters import batching, mlir
+
+from jaxllm.errors import UserError
 
 COUNTED = "{L}"  # in the name of a tap: the number of the call with this name, from 0
 
@@ -18,8 +20,9 @@ def tap(name: str, x: Array) -> Array:
     """Names an activation of a JAX function, so that `compare` can record and replace it.
 
     It returns `x` as it is and costs nothing, but for the runs of a comparison. It may be called
-    inside `jax.vmap`, whose axis then comes first, and inside `jax.jit` and `jax.lax.scan`; inside
-    `jax.checkpoint` only if the parameters are on one device.
+    inside `jax.vmap`, whose axis then comes first, and inside `jax.jit`, `jax.lax.scan` and
+    `jax.checkpoint`, on any number of devices. A run raises UserError where it is inside
+    `jax.shard_map`, in which no whole activation exists.
 
     Args:
         name: the right side of a rule in `JaxFunction.taps`, such as "layers.0.mlp". In a loop or
@@ -28,11 +31,7 @@ def tap(name: str, x: Array) -> Array:
     """
     if not _RUNS:
         return x
-    if not isinstance(x, jax.core.Tracer):
-        return _take(name, x)
-    shape = jax.ShapeDtypeStruct(x.shape, x.dtype)
-    # `broadcast_all` gives all examples of a vmap in one call.
-    return jax.pure_callback(partial(_take_on_host, name), shape, x, vmap_method="broadcast_all")
+    return TAP.bind(x, name=name)
 
 
 class _Run(NamedTuple):
@@ -42,7 +41,7 @@ class _Run(NamedTuple):
     calls: Counter[str]
 
 
-_RUNS: list[_Run] = []  # the current one is last; XLA calls back from threads of its own
+_RUNS: list[_Run] = []  # the current one is last
 
 
 @contextmanager
@@ -67,6 +66,27 @@ def _take(name: str, x: Any) -> Any:
     return hook(name.replace(COUNTED, str(number)), x)
 
 
-def _take_on_host(name: str, x: Any) -> np.ndarray:
-    # An array of NumPy: a callback that computes in JAX may wait for itself.
-    return np.asarray(_take(name, np.asarray(x)), x.dtype)
+# `jax.checkpoint` traces its function and then evaluates it operation by operation, like all else
+# in a run. An operation of its own meets values there; `jax.pure_callback` would be compiled, which
+# it cannot be for several devices.
+TAP = Primitive("jaxllm_tap")
+TAP.def_impl(lambda x, *, name: _take(name, x))
+TAP.def_abstract_eval(lambda x, *, name: x)
+
+
+def _batched(args: tuple[Array], axes: tuple[int], *, name: str) -> tuple[Array, int]:
+    """Takes all examples of a `jax.vmap` in one call."""
+    return TAP.bind(jax.numpy.moveaxis(args[0], axes[0], 0), name=name), 0
+
+
+batching.primitive_batchers[TAP] = _batched
+
+
+def _compiled(context: Any, x: Any, *, name: str) -> Any:
+    raise UserError(
+        f"tap({name!r}, ...) is inside jax.shard_map, or in another function that is compiled "
+        "in any case, and sees no whole activation there: put it outside"
+    )
+
+
+mlir.register_lowering(TAP, _compiled)

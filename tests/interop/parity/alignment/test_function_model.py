@@ -15,10 +15,8 @@ from tiers import examples
 from jaxllm.errors import CheckpointError, UserError
 from jaxllm.interop import Rule, load_into
 from jaxllm.interop.parity import Inputs, JaxFunction, Recipe, compare, tap
-from jaxllm.interop.parity.alignment import user_taps
 from jaxllm.interop.parity.alignment.function_model import FunctionModel
 from jaxllm.interop.parity.levels.table import levels_of
-from jaxllm.layers.hooks import HOOK
 from jaxllm.params import named_parameters, stacked_layers
 
 VOCAB, WIDTH, DEPTH = 23, 16, 2
@@ -161,21 +159,6 @@ def test_without_taps_activations_are_no_level():
     message = "choose at least one of weights, logits, gradients, step, curve; layers needs taps"
     with pytest.raises(UserError, match=message):
         report(function(taps=()), levels=["layers"])
-
-
-def test_a_run_lasts_until_its_logits_are_computed(monkeypatch):
-    # After a long queue of work, XLA calls taps in a vmap back when the function has returned.
-    model, open_runs = FunctionModel(function(), Net(), TOKENS), []
-    wait = jax.block_until_ready
-
-    def waited(logits_BTV):
-        open_runs.append(len(user_taps._RUNS))
-        return wait(logits_BTV)
-
-    setattr(model, HOOK, lambda name, value: value)
-    monkeypatch.setattr(jax, "block_until_ready", waited)
-    model(jnp.asarray(TOKENS))
-    assert open_runs == [1]
 
 
 def test_padding_is_not_compared():

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxllm.errors import UserError
 from jaxllm.interop.parity import tap
 from jaxllm.interop.parity.alignment.user_taps import taps_to
 
@@ -31,6 +32,9 @@ FORMS = {
     "by example, scanned": jax.jit(jax.vmap(scanned)),
     "by position": jax.vmap(jax.vmap(looped)),
     "rematerialized": jax.checkpoint(looped),
+    "rematerialized, scanned": jax.checkpoint(scanned),
+    "rematerialized by example": jax.checkpoint(jax.vmap(looped)),
+    "by example, rematerialized": jax.vmap(jax.checkpoint(looped)),
 }
 
 
@@ -63,6 +67,27 @@ def test_taps_record_whole_batches_and_may_replace_them(name, seen):
         run(X)
     np.testing.assert_allclose(forced["layers.0"], seen["layers.0"], rtol=1e-5)
     np.testing.assert_allclose(forced["layers.1"], np.tanh(other @ W[1]), rtol=1e-5)
+
+
+def test_taps_see_values_that_lie_on_several_devices(seen):
+    mesh = jax.make_mesh((2,), ("fsdp",))
+    x = jax.device_put(X, jax.NamedSharding(mesh, jax.P("fsdp")))
+    expected = looped(X)
+    for run in (jax.checkpoint(looped), jax.jit(jax.checkpoint(scanned))):
+        seen.clear()
+        with taps_to(record(seen)):
+            np.testing.assert_allclose(run(x), expected, rtol=1e-5)
+        assert list(seen) == ["layers.0", "layers.1"]
+
+
+def test_a_tap_of_parts_of_an_activation_is_refused(seen):
+    mesh = jax.make_mesh((2,), ("x",), axis_types=(jax.sharding.AxisType.Auto,))
+    rows = jax.P("x")
+    run = jax.shard_map(looped, mesh=mesh, in_specs=rows, out_specs=rows)
+    np.testing.assert_allclose(run(X), looped(X), rtol=1e-5)
+    message = r"tap\('layers.0', ...\).*put it outside"
+    with pytest.raises(UserError, match=message), taps_to(record(seen)):
+        run(X)
 
 
 def test_gradients_are_the_same_after_a_run_of_what_jax_traces_only_once(seen):
