@@ -4,12 +4,15 @@ import dataclasses
 import hashlib
 import os
 import shutil
+import threading
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from io import BufferedRandom
 from pathlib import Path
 from typing import NamedTuple, Self, TypeVar
+
+import numpy as np
 
 from jaxllm.errors import CheckpointArgumentError, CheckpointError, NarrowingError
 from jaxllm.storage.whole_file import naming
@@ -18,6 +21,7 @@ from .byte_sizes import format_size
 from .lazy_tensor import TensorSource
 
 CHUNK_BYTES = 8 << 20
+ITEM_BYTES = 16  # of the largest dtype
 WORKERS = min(4, os.cpu_count() or 1)
 
 Result = TypeVar("Result")
@@ -157,7 +161,7 @@ def fill(
     with path.open("r+b") as stream:
         stream.seek(file.places[name])
         try:
-            for chunk in source.payload(chunk_bytes):
+            for chunk in source.payload(chunk_bytes, _room(max(chunk_bytes, ITEM_BYTES))):
                 with chunk:
                     with naming(path):
                         stream.write(chunk)
@@ -174,6 +178,17 @@ def fill(
         with naming(path):
             _start_writeback(stream, file.places[name], source.nbytes)
     return Digest(sha256.hexdigest() if hashed else "", crc32)
+
+
+_ROOMS = threading.local()
+
+
+def _room(nbytes: int) -> np.ndarray:
+    """Returns memory for chunks of this size, the same at every call of a thread."""
+    room = getattr(_ROOMS, "held", None)
+    if room is None or len(room) < nbytes:
+        room = _ROOMS.held = np.empty(nbytes, np.uint8)
+    return room
 
 
 def _start_writeback(stream: BufferedRandom, offset: int, nbytes: int) -> None:

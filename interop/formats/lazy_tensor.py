@@ -69,17 +69,27 @@ class TensorSource:
         """Returns the boxes that make up a box, each with its numbers."""
         return [(box, self.read(box))] if self.views is None else self.views(box)
 
-    def payload(self, max_bytes: int) -> Iterator[memoryview]:
+    def payload(self, max_bytes: int, room: np.ndarray | None = None) -> Iterator[memoryview]:
         """Yields the bytes of the array in C order, at most `max_bytes` at a time.
 
         A caller that leaves each chunk by `with chunk:` holds no chunk while the next is read.
+
+        Args:
+            max_bytes: the most bytes of a chunk.
+            room: `max_bytes` bytes that chunks may be assembled in, one after the other; by default
+                each is assembled in new memory, which the system has to clear first.
 
         Raises:
             CheckpointError: a box that was read does not have the declared dtype or shape.
         """
         for box in boxes(self.shape, max(max_bytes // self.dtype.itemsize, 1)):
-            array = self.read(box)
             declared = self.dtype, box_shape(box)
+            if self.into is None or room is None:
+                array = self.read(box)
+            else:
+                size = math.prod(declared[1]) * self.dtype.itemsize
+                array = room[:size].view(self.dtype).reshape(declared[1])
+                self.into(box, array)
             if (array.dtype, array.shape) != declared:
                 raise CheckpointError(
                     f"declared as {self.dtype}{list(declared[1])}, "

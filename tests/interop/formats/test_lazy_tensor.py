@@ -72,6 +72,20 @@ def test_payload_is_the_array_in_c_order(max_bytes):
     assert max(chunk.nbytes for chunk in chunks) <= max(max_bytes, 4)
 
 
+@pytest.mark.parametrize("max_bytes", [4, 20, 100, 10_000])
+def test_chunks_may_be_assembled_one_after_the_other_in_given_memory(max_bytes):
+    rule, sizes = Rule("w : F D", "w : D F"), {"F": 4, "D": 5}
+    transferred = transfer_tensor(rule.exporting(sizes), {}, {"w": from_array(ARRAY[0].T)})
+    fused = concatenate_rows([from_array(ARRAY[:1]), from_array(ARRAY[1:])])
+    cast = from_array(ARRAY).astype(np.dtype(jnp.bfloat16))
+    room = np.empty(max(max_bytes, 4), np.uint8)
+    for source in (transferred, fused, cast, from_array(ARRAY)):
+        given = b"".join(bytes(chunk) for chunk in source.payload(max_bytes, room))
+        assert given == b"".join(source.payload(max_bytes))
+    (chunk,) = transferred.payload(10_000, room) if max_bytes == 10_000 else (room,)
+    assert np.shares_memory(np.asarray(chunk), room)
+
+
 def test_source_that_differs_from_its_declaration_is_rejected():
     lying = TensorSource(np.dtype(np.float32), (3, 4, 5), lambda box: ARRAY[:1])
     with pytest.raises(CheckpointError, match=r"declared as float32\[3, 4, 5\], but read as"):
