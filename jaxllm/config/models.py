@@ -222,13 +222,18 @@ def check_has_head(config: Config, purpose: str) -> None:
         )
 
 
-def with_head(config: AnyConfig) -> AnyConfig:
-    """Returns the config with a head; one that is tied to the embedding if it has none."""
+def with_head(config: AnyConfig, *, bias: bool = False) -> AnyConfig:
+    """Returns the config with a head.
+
+    Args:
+        config: the config.
+        bias: whether the head that it is given, tied to the embedding, has a bias.
+    """
     changed: Any = config
     if has_head(changed):
         return config
     if isinstance(changed, EncoderDecoderConfig):
-        changed = dataclasses.replace(changed, decoder=with_head(changed.decoder))
+        changed = dataclasses.replace(changed, decoder=with_head(changed.decoder, bias=bias))
     else:
-        changed = dataclasses.replace(changed, head=HeadConfig(tied=True))
+        changed = dataclasses.replace(changed, head=HeadConfig(tied=True, bias=bias))
     return changed

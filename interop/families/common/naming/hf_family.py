@@ -42,6 +42,7 @@ class _Reader(NamedTuple):
         prefix: see `hf_family`.
         embeddings: see `hf_family`.
         with_head: see `hf_family`.
+        head_bias: see `hf_family`.
     """
 
     own_read: Callable[[Fields, Mapping[str, StoredTensor]], tuple[Json, Layout]]
@@ -50,6 +51,7 @@ class _Reader(NamedTuple):
     prefix: str
     embeddings: Sequence[str]
     with_head: Collection[str]
+    head_bias: bool
 
     def trainer_prefix(self, names: Collection[str]) -> str:
         """See `Family.trainer_prefix`."""
@@ -77,13 +79,14 @@ class _Reader(NamedTuple):
         """See `Family.write_config`."""
         if has_head(config):
             return self.own_write(config, base)
-        written = self.own_write(with_head(config), base)
+        written = self.own_write(with_head(config, bias=self.head_bias), base)
         names = [architecture_without_head(name) for name in written["architectures"]]
         return restore_head_fields(written, base, names)
 
     def table(self, config: Any, layout: Layout) -> RuleTable:
         """See `Family.table`."""
-        found = _with_leftovers(self.own_table(with_head(config), layout))
+        whole = with_head(config, bias=self.head_bias)
+        found = _with_leftovers(self.own_table(whole, layout))
         if not has_head(config):
             tied = {copy: one for copy, one in found.tied.items() if not is_head(copy)}
             rules = tuple(rule for rule in found.rules if not is_head(rule.stored.name))
@@ -102,6 +105,7 @@ def hf_family(
     prefix: str = "model.",
     embeddings: Sequence[str] = ("embed_tokens.weight",),
     with_head: Collection[str] = (),
+    head_bias: bool = False,
     **others: Any,
 ) -> Family:
     """Returns a Hugging Face family.
@@ -115,9 +119,10 @@ def hf_family(
         prefix: of the names of the model without its head.
         embeddings: names that the embedding may have after the prefix, the usual one first.
         with_head: architectures whose checkpoints are language models in spite of their name.
+        head_bias: whether the head of every model with one has a bias.
         others: other attributes of `Family`.
     """
-    reader = _Reader(read_config, write_config, table, prefix, embeddings, with_head)
+    reader = _Reader(read_config, write_config, table, prefix, embeddings, with_head, head_bias)
     return Family(
         name=others.pop("name", model_type),
         format="hf",

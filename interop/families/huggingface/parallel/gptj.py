@@ -88,6 +88,7 @@ GPTJ = described_family(
         fixed(FIXED),
     ),
     rules,
+    head_bias=True,
     prefix=PREFIX,
     embedding="wte.weight",
 )

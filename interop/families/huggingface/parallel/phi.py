@@ -66,4 +66,5 @@ PHI = described_family(
         full_attention(),
     ),
     rules,
+    head_bias=True,
 )

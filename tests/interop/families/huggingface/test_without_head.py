@@ -26,6 +26,7 @@ BART = {
     **{"encoder_attention_heads": 4, "decoder_attention_heads": 6},
 }
 GPT2 = {"vocab_size": 96, "n_embd": 48, "n_layer": 2, "n_head": 4, "n_positions": 512}
+GPTJ = {**GPT2, "rotary_dim": 8}
 # The model's class, the config's class, its arguments, and the tensors that are carried along.
 CASES = {
     "llama": ("LlamaModel", "Llama", LAYERS, ""),
@@ -33,6 +34,8 @@ CASES = {
     "gemma2": ("Gemma2Model", "Gemma2", LAYERS, ""),
     "gpt_neox": ("GPTNeoXModel", "GPTNeoX", PLAIN, ""),
     "gpt2": ("GPT2Model", "GPT2", GPT2, ""),
+    "phi": ("PhiModel", "Phi", PLAIN, ""),
+    "gptj": ("GPTJModel", "GPTJ", GPTJ, ""),
     "t5": ("T5Model", "T5", T5, ""),
     "t5_encoder": ("T5EncoderModel", "T5", {**T5, "feed_forward_proj": "gated-gelu"}, ""),
     "reward": ("LlamaForSequenceClassification", "Llama", {**LAYERS, "num_labels": 1}, "score."),
