@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from .errors import MissingPackageError, UserError, on_one_line
+from .errors import UserError, on_one_line
 from .tokenization.gguf_companions import companion_folder
 from .tokenization.special_tokens import read_json
 
@@ -63,11 +63,20 @@ class Origin:
         """The folder with the checkpoint's files that are not weights; none if it was in memory."""
         return [companion_folder(Path(self.directory))] if self.directory else []
 
+    @property
+    def readable_folders(self) -> list[Path]:
+        """Those of `folders` that can be read, for exports, of which `copy_files` says the rest."""
+        try:
+            return self.folders
+        except UserError:  # of the tokenizer in a GGUF file
+            return []
+
 
 def copy_files(origin: Origin | None, destination: Path, *others: Path) -> None:
     """Copies the files of a model's origin that are not weights, such as its tokenizer.
 
-    Logs a warning that lists what is left out and why, and one if the origin no longer exists.
+    Logs a warning that lists what is left out and why, and one if the origin no longer exists or
+    its tokenizer, in a GGUF file, cannot be read.
 
     Args:
         origin: the model's origin, if it has one.
@@ -77,7 +86,7 @@ def copy_files(origin: Origin | None, destination: Path, *others: Path) -> None:
     try:
         folders = [] if origin is None else origin.folders
         others = tuple(map(companion_folder, others))
-    except MissingPackageError as error:
+    except UserError as error:  # of the tokenizer in a GGUF file
         logger.warning("%s; its tokenizer is not copied", error)
         return
     if any(not folder.is_dir() for folder in folders) and not any(map(has_tokenizer, others)):

@@ -44,7 +44,7 @@ def generation_config(config: Json, family: Family, origin: Origin | None) -> di
     config = config.get(TEXT_PART, config)
     names = (*NAMES, "decoder_start_token_id")
     given = {name: config[name] for name in names if config.get(name) is not None}
-    folders = [] if origin is None else origin.folders
+    folders = [] if origin is None else origin.readable_folders
     has_own = any((folder / GENERATION_CONFIG).is_file() for folder in folders)
     if not _is_new(family, origin) or has_own or not given:
         return {}
@@ -66,7 +66,7 @@ def find_special_tokens(origin: Origin, vocab_size: int) -> Json:
     """
     found: Json = {}
     every = [json.loads(origin.config)]
-    for folder in origin.folders:
+    for folder in origin.readable_folders:
         every += [
             _read_json(folder / GENERATION_CONFIG),
             _tokenizer_ids(folder),

@@ -53,7 +53,7 @@ def _unpack(file: Path, modified: int) -> Path:  # `modified`: a file that chang
             )
             tokenizer.save_pretrained(folder)
     except Exception as error:  # of any class, from parsers of damaged files
-        said = " ".join(str(error).split())[:300]
+        said = " ".join(str(error).split())[:300].rstrip(".")
         raise UserError(f"{file}: transformers cannot read its tokenizer: {said}") from None
     ids = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
     given = {name: token for name, token in ids.items() if token is not None}

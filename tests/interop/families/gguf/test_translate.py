@@ -10,6 +10,7 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
 from gguf_files import KINDS, write_gguf
+from safetensors.numpy import load_file
 from tiers import examples
 from tiny import relative_l2
 
@@ -222,7 +223,7 @@ def test_parity_takes_the_file_of_a_quantized_model(tmp_path):
     assert all(row.ok for row in report.rows["config"])
 
 
-def test_a_file_is_inspected_and_converted(tmp_path, capsys):
+def test_a_file_is_inspected_and_converted(tmp_path, capsys, caplog):
     model, file = original("llama"), tmp_path / "model.gguf"
     write_gguf(file, model, "llama", fields_of("llama"))
     report = inspect(file)
@@ -232,6 +233,11 @@ def test_a_file_is_inspected_and_converted(tmp_path, capsys):
     assert "model.layers.{0..1}.self_attn.q_proj.weight" in capsys.readouterr().out
     assert is_gguf(file)
     assert not is_gguf(tmp_path)
+    assert main(["convert", str(file), str(tmp_path / "hf"), "--to", "hf"]) == 0
+    assert "transformers cannot read its tokenizer: Cannot build" in caplog.text
+    assert "; its tokenizer is not copied" in caplog.text
+    back = load_file(tmp_path / "hf" / "model.safetensors")
+    assert back.keys() == set(model.state_dict())
 
 
 def test_an_exported_config_names_what_the_file_leaves_out(tmp_path):
