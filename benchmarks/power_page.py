@@ -93,6 +93,7 @@ def _planted_lines(found: dict[tuple[str, ...], Result]) -> Iterator[str]:
 
 def _seeds_table(found: dict[tuple[str, ...], Result]) -> Iterator[str]:
     if not found:
+        yield "A trained model at all levels, on other inputs for every seed: not measured yet."
         return
     yield "A trained model, compared at all levels on other inputs for every seed:"
     yield ""
@@ -123,9 +124,9 @@ PAGE_TEXT = """\
 
 Each bug below has a strength, the relative change that it makes. The table shows the weakest of
 3e-1, 1e-1, 3e-2, ... 1e-8 that the levels `layers` and `logits` notice. `config` and `weights`,
-which notice any change of a field or a weight, are left out. The tiny models are those of the
-tests, with random weights. `python benchmarks/power.py` writes this page from the measurements in
-benchmarks/power.jsonl.
+which notice any change of a weight, or of a field that changes results in float32, are left out. A
+bug without an entry does not apply. The tiny models are those of the tests, with random weights.
+`python benchmarks/power.py` writes this page from the measurements in benchmarks/power.jsonl.
 
 {weakest}
 
@@ -135,7 +136,8 @@ benchmarks/power.jsonl.
 
 ## Correct models
 
-**False alarms: {alarms} over {count} correct models** that resemble trained ones: {kinds}.
+**False alarms: {alarms} over {count} correct models** that resemble trained ones: {kinds}. They
+are tiny, and were compared at the levels `layers` and `logits`, on one row of 128 random tokens.
 
 {seeds}
 """

@@ -76,25 +76,21 @@ class TensorSource:
 
         Args:
             max_bytes: the most bytes of a chunk.
-            room: `max_bytes` bytes that chunks may be assembled in, one after the other; by default
-                each is assembled in new memory, which the system has to clear first.
+            room: `max_bytes` bytes to assemble each chunk in; by default in memory of its own.
 
         Raises:
             CheckpointError: a box that was read does not have the declared dtype or shape.
         """
         for box in boxes(self.shape, max(max_bytes // self.dtype.itemsize, 1)):
-            declared = self.dtype, box_shape(box)
+            shape = box_shape(box)
             if self.into is None or room is None:
                 array = self.read(box)
             else:
-                size = math.prod(declared[1]) * self.dtype.itemsize
-                array = room[:size].view(self.dtype).reshape(declared[1])
-                self.into(box, array)
-            if (array.dtype, array.shape) != declared:
-                raise CheckpointError(
-                    f"declared as {self.dtype}{list(declared[1])}, "
-                    f"but read as {array.dtype}{list(array.shape)}"
-                )
+                size = math.prod(shape) * self.dtype.itemsize
+                self.into(box, array := room[:size].view(self.dtype).reshape(shape))
+            if (array.dtype, array.shape) != (self.dtype, shape):
+                declared, found = f"{self.dtype}{[*shape]}", f"{array.dtype}{[*array.shape]}"
+                raise CheckpointError(f"declared as {declared}, but read as {found}")
             chunk = np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
             del array
             yield chunk

@@ -175,7 +175,7 @@ def assemble(
     return Report(
         subject=subject,
         verdicts={
-            level: level not in unjudged and all(row.ok for row in rows[level]) for level in levels
+            level: bool(rows[level]) and all(row.ok for row in rows[level]) for level in levels
         },
         rows=rows,
         unjudged=unjudged,

@@ -115,8 +115,10 @@ class Spread(NamedTuple):
 
 def error_of(result: ArrayLike, *truth: ArrayLike) -> ErrorVector:
     """Returns the error of a result, whose truth is a sum of arrays of its shape, or zero."""
-    parts = [np.asarray(x).reshape(-1) for x in (result, *truth)]
-    size = parts[0].size
+    given = [np.asarray(x) for x in (result, *truth)]
+    if len(shapes := {x.shape for x in given}) > 1:
+        raise ValueError(f"arrays of different shapes are compared: {shapes}")
+    parts, size = [x.reshape(-1) for x in given], given[0].size
     if size <= SKETCH:
         error = _difference(parts, slice(None))
         return ErrorVector(norm(error), _narrow(error))

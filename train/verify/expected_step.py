@@ -75,8 +75,9 @@ class ExpectedStep:
             for name, found in self._moments[what].items():
                 yield _difference(what, name, getattr(step, field)[name], found, whole=whole)
         for name, found in self._updates.items():
-            update = step.update[name][self._is_compared[name]]
-            yield _difference("update", name, update, found, rounding=self._rounding[name])
+            counts = self._is_compared[name]
+            share = {"compared": float(counts.mean()), "rounding": self._rounding[name]}
+            yield _difference("update", name, step.update[name][counts], found, **share)
 
 
 def _difference(
@@ -87,6 +88,7 @@ def _difference(
     *,
     whole: float = 0.0,
     rounding: float = 0.0,
+    compared: float = 1.0,
 ) -> Difference:
     """Judges a number or an array.
 
@@ -97,6 +99,7 @@ def _difference(
         found: what equivalent evaluations agree on.
         whole: norm of all arrays of this kind.
         rounding: what rounding the result itself adds to the limits of its error.
+        compared: the share of the elements that is compared.
     """
     error, spread = found.error_of(result), found.spread.widened(rounding)
     size, relative_to = norm(found.mean), "own"
@@ -116,6 +119,7 @@ def _difference(
         threshold=relative(threshold, size),
         highest_threshold=relative(spread.limit, size),
         relative_to=relative_to,
+        compared=compared,
     )
 
 

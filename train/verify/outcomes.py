@@ -29,6 +29,7 @@ class Difference:
     # rounding errors share.
     highest_threshold: float
     relative_to: str = "own"  # norm of the array; "all" gradients if this one is only noise
+    compared: float = 1.0  # share of the elements; in updates, those whose gradient is no noise
 
     @property
     def ok(self) -> bool:
@@ -37,8 +38,8 @@ class Difference:
 
     @property
     def is_decided(self) -> bool:
-        """Whether the threshold is low enough to tell a mistake from rounding."""
-        return not self.ok or self.highest_threshold <= USEFUL
+        """Whether something is compared, by a threshold that tells a mistake from rounding."""
+        return not self.ok or (self.compared > 0 and self.highest_threshold <= USEFUL)
 
     @property
     def ratio(self) -> float:

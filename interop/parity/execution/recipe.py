@@ -5,10 +5,16 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import numpy as np
 import optax
 
 from jaxllm.interop.parity.alignment.parameter_names import is_decayed
+from jaxllm.interop.parity.numerics.precision import FLOAT32
 from jaxllm.params import map_parameters
+
+# From the gradient to its update: both moments and their corrections, root, eps, quotient, decay,
+# learning rate. Constants are rounded, too.
+ROUNDED_OPERATIONS = 12
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -31,6 +37,15 @@ class Recipe:
     def __post_init__(self) -> None:
         if self.steps < 1:
             raise ValueError(f"steps={self.steps} is less than 1")
+
+    @property
+    def rounding(self) -> float:
+        """The relative error of a first update by the arithmetic of AdamW itself, in float32.
+
+        Both bias corrections are `1 - b` of a rounded b; the root halves that of the second moment.
+        """
+        first, second = (abs(b - float(np.float32(b))) / (1 - b) for b in (self.b1, self.b2))
+        return first + second / 2 + ROUNDED_OPERATIONS * FLOAT32.unit_roundoff
 
     def rate(self, step: Any) -> Any:
         """Returns the learning rate of a step; the first step is 0."""

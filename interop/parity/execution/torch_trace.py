@@ -84,7 +84,12 @@ def float32_difference(found: np.ndarray, base: np.ndarray) -> np.ndarray:
     """Returns the difference in float32, zero for equal infinities.
 
     That of nearby float32 numbers is exact.
+
+    Raises:
+        ValueError: the shapes differ.
     """
+    if np.shape(found) != np.shape(base):
+        raise ValueError(f"an array of {np.shape(found)} is compared with one of {np.shape(base)}")
     with np.errstate(invalid="ignore", over="ignore"):  # scores of masked keys
         apart = np.subtract(found, base).astype(np.float32, copy=False)
         if np.isnan(apart.sum()):

@@ -22,6 +22,8 @@ ABOVE_NOISE = 1e3
 # that are rounded, about one is.
 ALWAYS_ALLOWED = 4
 
+INFINITE = ErrorVector(math.inf, np.full(1, np.inf, np.float32))  # of what one side lacks
+
 MOMENTS = ("gradient", "m", "v")  # kinds of arrays that are compared whole
 
 
@@ -122,13 +124,13 @@ def errors_of(run: TrainingRecord, truth: Truth, clip_eps: float = CLIP_EPS) -> 
         errors[what] = {
             name: error_of(scale * array, truth.moment(what, name))
             if name in truth.gradient
-            else _infinite()
+            else INFINITE
             for name, array in run.first[what].items()
         }
     errors["update"] = {}
     for name, update in run.first["update"].items():
         if name not in truth.update or not np.isfinite(update).all():
-            errors["update"][name] = _infinite()
+            errors["update"][name] = INFINITE
             continue
         counts = truth.compared(name)
         errors["update"][name] = error_of(update[counts], truth.update[name][counts])
@@ -148,7 +150,3 @@ def unclipped(norm: float, what: str, clip_norm: float) -> float:
     """
     power = MOMENTS.index(what)
     return max(1.0, norm / clip_norm) ** power
-
-
-def _infinite() -> ErrorVector:
-    return ErrorVector(math.inf, np.full(1, np.inf, np.float32))

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 from jaxllm.interop.parity.execution.distances import error_fields
 from jaxllm.interop.parity.report.rows import LossResult, TensorResult
-from jaxllm.numerics.distance import norm
+from jaxllm.numerics.distance import norm, relative
 from jaxllm.numerics.significance import (
     CHANCE_OF_ARRAY,
     CHANCE_OF_NUMBER,
@@ -19,12 +19,9 @@ from jaxllm.numerics.significance import (
 )
 
 from .training import Runs
+from .training_errors import INFINITE
 
 AnyRow = TypeVar("AnyRow", TensorResult, LossResult)
-
-# Relative error of an update by AdamW's own arithmetic: optax computes both bias corrections in
-# float32, where `1 - b2` has lost four bits.
-ADAMW_ROUNDING = 2.0**-20
 
 MISSING = Spread(0.0, 0.0, 0.0)  # of a parameter that the reference lacks
 UNKNOWN = Spread(0.0, 0.0, math.inf)  # of what consists of noise
@@ -52,7 +49,7 @@ def judge_curve(runs: Runs) -> list[LossResult]:
         ours, theirs = runs.ours.losses[step], runs.theirs.losses[step]
         found = _spread_of_numbers(truth, theirs, [losses[step] for losses in others])
         scale, limit = (
-            max(x, y / abs(truth)) for x, y in ((scale, found.scale), (limit, found.limit))
+            max(x, relative(y, abs(truth))) for x, y in ((scale, found.scale), (limit, found.limit))
         )
         rows.append(LossResult(f"step {step}", ours, theirs, truth, scale, limit, unit=runs.unit))
     return _decided(runs, rows)
@@ -84,11 +81,12 @@ def _judge(what: str, runs: Runs) -> Iterator[TensorResult]:
     """Judges arrays of every parameter: gradients, or moments m and v before clipping."""
     sizes = {name: norm(runs.truth.moment(what, name)) for name in runs.truth.gradient}
     whole = math.hypot(*sizes.values())
-    for name, error in runs.ours.errors[what].items():
-        if name not in sizes:
-            yield _row(name, what, error, 0.0, MISSING)
+    ours = runs.ours.errors[what]
+    for name in dict.fromkeys((*ours, *sizes)):
+        if name not in ours or name not in sizes:
+            yield _row(name, what, INFINITE, 0.0, MISSING)
             continue
-        yield _row(name, what, error, sizes[name], _spread_of(what, name, runs), whole)
+        yield _row(name, what, ours[name], sizes[name], _spread_of(what, name, runs), whole)
 
 
 def _updates(runs: Runs) -> Iterator[TensorResult]:
@@ -104,7 +102,7 @@ def _updates(runs: Runs) -> Iterator[TensorResult]:
             yield _row(name, "update", error, size, UNKNOWN, compared=0.0)
             continue
         found = _spread_of("update", name, runs)
-        found = found.widened(truth.rounding[name] + ADAMW_ROUNDING * size)
+        found = found.widened(truth.rounding[name] + truth.recipe.rounding * size)
         yield _row(name, "update", error, size, found, compared=float(counts.mean()))
 
 

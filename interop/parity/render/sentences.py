@@ -1,7 +1,7 @@
 """The sentences of a report: verdict, first divergence, likely cause, notes."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TypeVar
 
 from jaxllm.interop.parity.levels.table import LEVELS
@@ -26,9 +26,16 @@ def mark(ok: bool) -> str:
 
 
 def headline(report: Report) -> str:
-    """Returns the verdict as a headline."""
+    """Returns the verdict as a headline, with the number of rows that cannot tell."""
     holds, broken = report.headlines
-    return holds if report.ok else broken
+    if not report.ok:
+        return broken
+    return f"{holds}; {counted(unclear)} cannot tell" if (unclear := report.unclear) else holds
+
+
+def counted(rows: Sequence[Judged]) -> str:
+    """Returns how many rows there are, in words."""
+    return "1 row" if len(rows) == 1 else f"{len(rows)} rows"
 
 
 def explanation(report: Report) -> str:
@@ -58,7 +65,7 @@ def hint(report: Report) -> str:
 def notes(report: Report) -> list[str]:
     """Returns the sentences on what else matters for the verdict, those that apply."""
     found = nan_note(report), flips_note(report), unclear_note(report), unjudged_note(report)
-    return [*report.notes, *filter(None, found)]
+    return [*report.notes, *filter(None, (*found, empty_note(report)))]
 
 
 def unjudged_note(report: Report) -> str:
@@ -67,14 +74,19 @@ def unjudged_note(report: Report) -> str:
     return f"The sizes differ, so these levels were not compared: {levels}." if levels else ""
 
 
+def empty_note(report: Report) -> str:
+    """Returns a sentence on the levels at which there was nothing to compare, or ""."""
+    empty = [one for one in report.verdicts if not report.rows[one] and one not in report.unjudged]
+    return f"Nothing could be compared at: {', '.join(empty)}." if empty else ""
+
+
 def unclear_note(report: Report) -> str:
     """Returns sentences on the rows in which a mistake worth knowing may hide, or ""."""
-    rows = [row for rows in report.rows.values() for row in rows if row.verdict == "cannot tell"]
-    if not rows:
+    if not (rows := report.unclear):
         return _direction_note(report)
     worst = max(rows, key=lambda row: row.highest_threshold)
     return (
-        f"In {len(rows)} rows rounding alone may cause an error of more than "
+        f"In {counted(rows)} rounding alone may cause an error of more than "
         f"{number(worst.useful)}, so that smaller mistakes cannot be seen there. The highest "
         f"threshold is {number(worst.highest_threshold)}, of {name(worst)}."
         f" {_direction_note(report)}".rstrip()
@@ -84,17 +96,16 @@ def unclear_note(report: Report) -> str:
 def _direction_note(report: Report) -> str:
     """Returns a sentence on the rows that are judged outside of one direction, or ""."""
     wide = [
-        threshold
+        row
         for rows in report.rows.values()
         for row in rows
-        if (threshold := row.threshold_along_direction) > row.useful
+        if row.threshold_along_direction > row.useful
     ]
     if not wide:
         return ""
-    rows = "1 row" if len(wide) == 1 else f"{len(wide)} rows"
     return (
-        f"In {rows}, rounding errors share a direction; along it, a mistake of up to "
-        f"{number(max(wide))} cannot be seen."
+        f"In {counted(wide)}, rounding errors share a direction; along it, a mistake of up to "
+        f"{number(max(row.threshold_along_direction for row in wide))} cannot be seen."
     )
 
 
@@ -192,8 +203,14 @@ def _describe_outputs(row: OutputResult) -> str:
 def compared(level: str, report: Report) -> str:
     """Returns how much a level compared, and how much of that differs."""
     rows, noun = report.rows[level], LEVELS[level].noun
-    if level in report.unjudged:
+    if level in report.unjudged or not rows:
         return "not compared"
+    found = _count(rows, noun, report)
+    unclear = sum(row.verdict == "cannot tell" for row in rows)
+    return f"{found}, {unclear} cannot tell" if unclear else found
+
+
+def _count(rows: Sequence[Judged], noun: str, report: Report) -> str:
     if any(isinstance(row, WeightResult) for row in rows):
         tensors = {name for row in rows for name in row.stored}
         if any(row.differing_bits is None for row in rows):
@@ -209,9 +226,7 @@ def compared(level: str, report: Report) -> str:
         ties = sum(row.is_tie for row in texts)
         found = f"{len(texts)} {noun}, {tokens} tokens"
         return f"{found}, {ties} diverge at a tie" if ties else found
-    unclear = sum(row.verdict == "cannot tell" for row in rows)
-    found = f"{len(rows)} {noun}, {sum(not row.ok for row in rows)} differ"
-    return f"{found}, {unclear} cannot tell" if unclear else found
+    return f"{len(rows)} {noun}, {sum(not row.ok for row in rows)} differ"
 
 
 def number(value: float) -> str:

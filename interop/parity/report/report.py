@@ -94,6 +94,13 @@ class Report:
         return all(self.verdicts.values())
 
     @property
+    def unclear(self) -> tuple[Judged, ...]:
+        """The rows that cannot tell a mistake worth knowing from rounding."""
+        return tuple(
+            row for rows in self.rows.values() for row in rows if row.verdict == "cannot tell"
+        )
+
+    @property
     def config(self) -> tuple[FieldResult, ...]:
         """Rows of the config fields."""
         return self.rows.get("config", ())

@@ -3,6 +3,8 @@
 import dataclasses
 import math
 
+from jaxllm.numerics.distance import relative
+
 from .activation_rows import Error
 from .judged import Exact, Judged
 
@@ -116,7 +118,7 @@ class LossResult(Judged):
     @property
     def measured(self) -> float:
         """The difference from the truth, relative to it."""
-        return abs(self.ours - self.truth) / abs(self.truth)
+        return relative(abs(self.ours - self.truth), abs(self.truth))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from jaxllm.numerics.significance import SKETCH, consensus, error_of, spread
+from jaxllm.numerics.significance import CHANCE_OF_ARRAY, SKETCH, consensus, error_of, spread
 
 CHANCE = 0.02
 TRIALS = 3000
@@ -57,6 +57,18 @@ def in_directions(count, scale=0.0):
 )
 def test_false_alarms_are_as_rare_as_promised(draw):
     assert share_beyond(draw) <= 1.5 * CHANCE + 0.005
+
+
+@pytest.mark.parametrize("share", [0.05, 0.3, 0.7])
+def test_false_alarms_where_one_direction_has_a_part_of_the_energy(share):
+    """More than promised, by chance: docs/parity.md says how many, under what is left out."""
+    along = np.random.default_rng(9).standard_normal(1000) / np.sqrt(1000)
+    wide, rest = np.sqrt(1000 * share), np.sqrt(1 - share)
+
+    def draw(rng):
+        return wide * rng.standard_normal() * along + rest * rng.standard_normal(1000)
+
+    assert share_beyond(draw, CHANCE_OF_ARRAY) <= 0.005
 
 
 def test_independent_elements_leave_little_room():
@@ -122,6 +134,12 @@ def test_draws_that_are_not_finite_leave_everything_open():
     for last in (float("nan"), float("inf"), 1e39):
         errors = [error_of(x) for x in (1e-7, 1e-7, last)]
         assert spread_of(errors).limit == float("inf")
+
+
+def test_other_shapes_are_no_error():
+    for truth in (np.ones(3), np.ones((3, 1)), np.ones((2, 3)), 1.0):
+        with pytest.raises(ValueError, match="different shapes"):
+            error_of(np.ones((1, 3)), truth)
 
 
 def test_an_error_in_one_column_of_a_wide_matrix_has_many_parts():

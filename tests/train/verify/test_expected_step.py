@@ -98,4 +98,7 @@ def test_a_gradient_of_nothing_but_noise_is_relative_to_all():
         if (d.what, d.parameter) == ("first moment", "bias")
     ]
     assert row.relative_to == "all"
+    decided = {(d.what, d.parameter): d.is_decided for d in expected.differences(noisy())}
+    assert not decided["update", "bias"]  # none of its elements is compared
+    assert decided["update", "kernel"]
     assert row.ok

@@ -2,8 +2,10 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+import optax
 import pytest
-from tiny import random_model
+from tiny import random_model, relative_l2
 
 from jaxllm.interop.parity.execution.recipe import Recipe, as_tuple
 from jaxllm.params import named_parameters, split
@@ -17,6 +19,17 @@ def test_the_learning_rate_falls_linearly():
 def test_a_recipe_without_steps_is_rejected():
     with pytest.raises(ValueError, match="steps=0 is less than 1"):
         Recipe(steps=0)
+
+
+@pytest.mark.parametrize(("b1", "b2"), [(0.9, 0.95), (0.9, 0.999), (0.95, 0.99999)])
+def test_rounding_is_what_the_first_update_loses_in_float32(b1, b2):
+    recipe = Recipe(b1=b1, b2=b2, weight_decay=0.0, clip_norm=1e9)
+    gradient = np.random.default_rng(0).standard_normal(10_000).astype(np.float32)
+    optimizer = optax.adamw(recipe.rate, b1=b1, b2=b2, eps=recipe.eps, weight_decay=0.0)
+    params = jnp.zeros(gradient.shape)
+    update, _ = optimizer.update(jnp.asarray(gradient), optimizer.init(params), params)
+    exact = -recipe.rate(0) * gradient / (np.abs(gradient.astype(np.float64)) + recipe.eps)
+    assert 0.1 * recipe.rounding < relative_l2(update, exact) < recipe.rounding
 
 
 def test_only_kernels_and_embeddings_decay():

@@ -88,6 +88,15 @@ def test_a_parameter_that_the_reference_lacks_fails():
     assert {(row.path, row.measured) for row in found if not row.ok} == {("extra", math.inf)}
 
 
+def test_a_parameter_that_the_model_lacks_fails():
+    truth = record(TRUTH)
+    truth.first["gradient"]["extra.bias"] = np.ones(3)
+    theirs = record(noisy())
+    theirs.first["gradient"]["extra.bias"] = np.ones(3)
+    rows = judge_gradients(runs(record(noisy()), theirs, truth))
+    assert [(row.path, row.measured) for row in rows if not row.ok] == [("extra", math.inf)]
+
+
 def test_a_gradient_of_nothing_but_noise_is_relative_to_all():
     def both():
         found = record(noisy())
@@ -114,6 +123,13 @@ def test_losses_are_judged_by_their_distance_from_float64():
     rows = curve([1.0, 1 + 1e-7, 1 + 1e-4])
     assert [row.verdict for row in rows] == [*["equal within rounding"] * 2, "differs"]
     assert {row.unit for row in rows} == {"nats per token"}
+
+
+def test_a_loss_of_zero_has_no_relative_error():
+    [row] = judge_curve(runs(record(TRUTH, [0.0]), record(TRUTH, [0.0]), record(TRUTH, [0.0])))
+    assert (row.measured, row.verdict) == (0, "cannot tell")  # the draws have other losses
+    [row] = judge_curve(runs(record(TRUTH, [1.0]), record(TRUTH, [0.0]), record(TRUTH, [0.0])))
+    assert row.verdict == "differs"
 
 
 def test_perturbed_weights_raise_the_threshold_from_their_step_on():

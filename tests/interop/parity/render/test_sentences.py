@@ -10,8 +10,10 @@ from jaxllm.interop.parity.render.sentences import (
     describe_failure,
     explanation,
     flips_note,
+    headline,
     hint,
     name,
+    notes,
     number,
     unclear_note,
     unjudged_note,
@@ -108,6 +110,23 @@ def test_rows_that_cannot_be_judged_are_counted_and_the_worst_is_named():
         "layers.1.kernel."
     )
     assert compared("gradients", report) == "3 gradients, 0 differ, 2 cannot tell"
+    assert headline(report) == "Parity holds; 2 rows cannot tell"
+    assert headline(make_report()) == "Parity holds"
+    assert headline(with_rows(make_report(0.27), gradients=rows)) == "Parity is broken"
+
+
+def test_every_level_counts_the_rows_that_cannot_tell():
+    logits = dataclasses.replace(tap("lm_head", 1e-7), is_output=True)
+    error = dataclasses.replace(logits.cumulative, threshold=1.0)
+    report = with_rows(make_report(), logits=(dataclasses.replace(logits, cumulative=error),))
+    assert compared("logits", report) == "64 tokens, 1 cannot tell"
+    assert compared("logits", make_report()) == "64 tokens"
+
+
+def test_a_level_without_rows_is_named():
+    report = with_rows(make_report(), layers=())
+    assert notes(report) == ["Nothing could be compared at: layers."]
+    assert compared("layers", report) == "not compared"
 
 
 def test_mistakes_along_a_shared_direction_are_said_to_be_invisible():
