@@ -148,8 +148,7 @@ def find_overflows(
     for name, source in sources.items():
         count, largest = 0, 0.0
         for box in boxes(source.shape, max(chunk_bytes // source.dtype.itemsize, 1)):
-            array = source.read(box)
-            _, here, lost = clamp(array, dtype)
+            _, here, lost = clamp(array := source.read(box), dtype)
             if zeroed is not None:
                 zeroed.add(name, source.shape, lost, tuple(box))
             if here:
