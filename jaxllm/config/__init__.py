@@ -11,7 +11,7 @@ from .fields import (
     upgraded,
     with_fields,
 )
-from .mlp import Activation, ExpertsConfig, MlpConfig
+from .mlp import Activation, ClampConfig, ExpertsConfig, MlpConfig
 from .models import (
     Config,
     DecoderConfig,
@@ -47,6 +47,7 @@ __all__ = [
     "Activation",
     "AttentionConfig",
     "AttentionKernel",
+    "ClampConfig",
     "Config",
     "DecoderConfig",
     "Dtype",

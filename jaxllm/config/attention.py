@@ -51,6 +51,9 @@ class AttentionConfig:
     scale_by_depth: bool = False  # whether layer i, from 1 on, also divides the scores by i
     softcap: float | None = None  # scores become cap * tanh(score / cap)
     temperature: TemperatureConfig | None = None
+    # Whether each head has a learned score of one more key, whose value is zero (gpt-oss, after
+    # Xiao et al., 2023): the probabilities of the other keys then sum to less than 1.
+    sinks: bool = False
     # Tokens that a query attends to, its own included, on layers of kind attention="window".
     window: int | None = None
     # Tokens per chunk on layers of kind attention="chunk"; a query attends to its own chunk.

@@ -3,10 +3,28 @@
 import dataclasses
 from typing import ClassVar, Literal
 
-from .checks import check_counts, check_fields
+from .checks import check_counts, check_fields, check_positive
 
 # "gelu" is exact, "gelu_tanh" the approximation by tanh.
 Activation = Literal["silu", "gelu", "gelu_tanh", "relu", "sigmoid"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ClampConfig:
+    """Clamped gate of gpt-oss (OpenAI, 2025), in place of `silu(gate) * up`.
+
+    With `g = min(gate, limit)` and `u = min(max(up, -limit), limit)`, it computes
+    `g * sigmoid(alpha * g) * (u + 1)`.
+    """
+
+    __pydantic_config__: ClassVar = {"extra": "forbid"}
+
+    limit: float = 7.0
+    alpha: float = 1.702
+
+    def __post_init__(self) -> None:
+        check_fields(self, "mlp.clamp.")
+        check_positive(self, "limit", "alpha", prefix="mlp.clamp.")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -18,9 +36,15 @@ class MlpConfig:
     activation: Activation = "silu"
     gated: bool = True  # down(act(gate(x)) * up(x)); otherwise down(act(up(x)))
     bias: bool = False
+    clamp: ClampConfig | None = None
 
     def __post_init__(self) -> None:
         check_fields(self, "mlp.")
+        if self.clamp is not None and (self.activation, self.gated) != ("silu", True):
+            raise ValueError(
+                f"mlp.clamp with mlp.activation={self.activation!r} and mlp.gated={self.gated}: "
+                "a clamped gate has activation 'silu' and gated=True"
+            )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -119,6 +119,8 @@ class StackConfig:
                 f"num_heads={self.num_heads} is not a multiple of num_kv_heads={self.num_kv_heads}"
             )
         qk_norm, placement = self.attention.qk_norm, self.norms.placement
+        if self.attention.cross and self.attention.sinks:
+            raise ValueError("attention.cross=True with attention.sinks=True: set one to False")
         if self.attention.cross and (qk_norm != "none" or placement.startswith("parallel")):
             raise ValueError(
                 f"attention.cross=True with attention.qk_norm={qk_norm!r} and "

@@ -9,10 +9,10 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from jaxllm.config import Activation, Dtype, StackConfig
+from jaxllm.config import Dtype, MlpConfig, StackConfig
 from jaxllm.layers.adapters.low_rank import LowRank, summed_dims
 from jaxllm.layers.linear import Linear, init_kernel, project
-from jaxllm.layers.mlp import MLP, activate
+from jaxllm.layers.mlp import MLP, activate, gated
 from jaxllm.sharding import constrain, multi_device_mesh
 
 from .balance import Load
@@ -176,28 +176,28 @@ class MoE(nnx.Module):
         overflow = parts["overflow"]
         last = {name: None if overflow is None else getattr(overflow, name) for name in names}
         params = {name: parts[name].stacked_with(last[name]) for name in names}
-        function = ExpertMLP(self.config.mlp.activation, self.config.numerics.dtype)
+        function = ExpertMLP(self.config.mlp, self.config.numerics.dtype)
         return partial(map_groups, function, blocking(rows, groups), params)
 
 
 @dataclasses.dataclass(frozen=True)
 class ExpertMLP:
-    """One expert's MLP, `down(act(gate(x)) * up(x))`, or without a gate; times a weight if given.
+    """One expert's MLP, as `jaxllm.layers.mlp.MLP`; times a weight if given.
 
     Kept as plain data, so that equal layers are compiled once.
     """
 
-    activation: Activation
+    config: MlpConfig
     dtype: Dtype
 
     def __call__(self, params: Kernels, rows_MD: Array, weight_M1: Array | None = None) -> Array:
         """Returns the output of each row, MD."""
         up_MF = self.project(params["up_proj"], rows_MD)
         if "gate_proj" in params:
-            gate_MF = activate(self.activation, self.project(params["gate_proj"], rows_MD))
-            hidden_MF = gate_MF * up_MF
+            gate_MF = self.project(params["gate_proj"], rows_MD)
+            hidden_MF = gated(self.config, gate_MF, up_MF)
         else:
-            hidden_MF = activate(self.activation, up_MF)
+            hidden_MF = activate(self.config.activation, up_MF)
         out_MD = self.project(params["down_proj"], hidden_MF)
         return out_MD if weight_M1 is None else out_MD * weight_M1
 
