@@ -18,6 +18,7 @@ from jaxllm.interop import load_pretrained
 from jaxllm.interop.parity import compare
 from jaxllm.interop.parity.alignment.adapters import adapter_of
 from jaxllm.interop.parity.alignment.inputs import draw
+from jaxllm.layers.attention.attention import Attention
 from jaxllm.models import with_scanned_layers
 
 CASES = {**DECODERS, **PAIRS}
@@ -37,7 +38,20 @@ def open_gate() -> AbstractContextManager[Any]:
     return mock.patch.object(jax.nn, "sigmoid", jnp.ones_like)
 
 
+def without_sinks() -> AbstractContextManager[Any]:
+    return mock.patch.object(Attention, "sinks_N", None)
+
+
 BUGS = {
+    "sinks dropped": Bug("gpt_oss", "layers.0.attn.mixed", patch=without_sinks),
+    "gate not clamped": Bug(
+        "gpt_oss/irregular-tied-unscaled", "layers.0.mlp", {"mlp.clamp.limit": 100.0}
+    ),
+    "gate with another slope": Bug("gpt_oss", "layers.0.mlp", {"mlp.clamp.alpha": 1.0}),
+    "gate of another kind": Bug("gpt_oss", "layers.0.mlp", {"mlp.clamp": None}),
+    "blend of yarn at whole pairs": Bug(
+        "gpt_oss", "layers.0.attn.q", {"rope.scaling.truncate": True}
+    ),
     "gate of the shared expert open": Bug("qwen2_moe", "layers.0.mlp", patch=open_gate),
     "scores not divided by depth": Bug(
         "gpt2/scaled-by-depth", "layers.1.attn.scores", {"attention.scale_by_depth": False}
@@ -45,7 +59,7 @@ BUGS = {
 }
 
 
-@pytest.mark.parametrize("name", examples(BUGS, "scores not divided by depth"))
+@pytest.mark.parametrize("name", examples(BUGS, "scores not divided by depth", "sinks dropped"))
 def test_a_wrong_switch_is_found_at_its_place(name, tmp_path):
     bug = BUGS[name]
     original = CASES[bug.case].build()

@@ -2,12 +2,20 @@
 
 import pytest
 
-from jaxllm.config import ExpertsConfig, MlpConfig
+from jaxllm.config import ClampConfig, ExpertsConfig, MlpConfig
 
 
 def test_invalid_mlp_is_rejected():
     with pytest.raises(ValueError, match=r"mlp\.activation='tanh' is not one of silu, gelu"):
         MlpConfig(activation="tanh")
+    with pytest.raises(ValueError, match=r"mlp\.clamp\.limit=0\.0 is not positive"):
+        ClampConfig(limit=0.0)
+
+
+@pytest.mark.parametrize("changes", [{"activation": "gelu"}, {"gated": False}], ids=str)
+def test_only_a_gate_with_silu_is_clamped(changes):
+    with pytest.raises(ValueError, match="a clamped gate has activation 'silu' and gated=True"):
+        MlpConfig(clamp=ClampConfig(), **changes)
 
 
 @pytest.mark.parametrize(
