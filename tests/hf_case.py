@@ -93,11 +93,12 @@ def longrope(original: int, pairs: int, **parameters: Any) -> dict[str, Any]:
 def randomize(model: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
     """Fills every parameter with random numbers: norm scales around 1, all others around 0.
 
-    Frozen parameters, which follow from the config, stay.
+    Frozen parameters, which follow from the config, stay. Routers' corrections are buffers.
     """
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         trained = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
+        trained += [(n, p) for n, p in model.named_buffers() if n.endswith("correction_bias")]
         for name, parameter in trained:
             drawn = torch.randn(parameter.shape, generator=generator)
             is_scale = re.search("norm|ln_", name.lower()) and name.endswith("weight")

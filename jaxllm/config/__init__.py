@@ -1,6 +1,12 @@
 """Model architectures as frozen, hashable dataclasses. A config fully determines a model."""
 
-from .attention import AttentionConfig, AttentionKernel, QKNorm, TemperatureConfig
+from .attention import (
+    AttentionConfig,
+    AttentionKernel,
+    LatentConfig,
+    QKNorm,
+    TemperatureConfig,
+)
 from .fields import (
     config_class,
     defaults,
@@ -11,7 +17,7 @@ from .fields import (
     upgraded,
     with_fields,
 )
-from .mlp import Activation, ClampConfig, ExpertsConfig, MlpConfig
+from .mlp import Activation, ClampConfig, ExpertsConfig, GroupsConfig, MlpConfig
 from .models import (
     Config,
     DecoderConfig,
@@ -53,9 +59,11 @@ __all__ = [
     "Dtype",
     "EncoderDecoderConfig",
     "ExpertsConfig",
+    "GroupsConfig",
     "HeadConfig",
     "Init",
     "InitConfig",
+    "LatentConfig",
     "LayerKind",
     "MlpConfig",
     "NormConfig",

@@ -101,8 +101,8 @@ class Attention(nnx.Module):
             if kernel is None and not has_bias and splits_sequences(q_BTNH):
                 kernel = partial(in_blocks, attend=attention, cut=query_blocks)
         if kernel is not None:
-            scale = config.scale or self.config.head_dim**-0.5
-            call = Call(mask_spec, positions_BT, segments_BT, scale, config.softcap, self.sinks_N)
+            given = self.scale, config.softcap, self.sink_scores
+            call = Call(mask_spec, positions_BT, segments_BT, *given)
             return on_devices(kernel, q_BTNH, k_BTKH, v_BTKH, call)  # kernels name their output
         out_BTNH = self_attention(
             *(q_BTNH, k_BTKH, v_BTKH, positions_BT, segments_BT),
@@ -132,13 +132,17 @@ class Attention(nnx.Module):
 
     def masked_attention(self, *args: Any, **options: Any) -> Array:
         """Calls `attention` with the scale and the soft cap of the config, and with the sinks."""
-        config = self.config.attention
-        options |= {"scale": config.scale, "softcap": config.softcap, "sinks_N": self.sinks_N}
-        return attention(*args, **options)
+        given = {"scale": self.scale, "softcap": self.config.attention.softcap}
+        return attention(*args, **given, sinks_N=self.sink_scores, **options)
 
     @property
-    def sinks_N(self) -> Array | None:  # noqa: N802 - a letter of the legend
-        """The score of one more key for each head, in float32, or None."""
+    def scale(self) -> float:
+        """The factor of the scores."""
+        return self.config.attention.scale or self.config.head_dim**-0.5
+
+    @property
+    def sink_scores(self) -> Array | None:
+        """The score of one more key for each head, N, in float32, or None."""
         return None if self.sinks is None else self.sinks[...].astype(jnp.float32)
 
     def normalize_and_rotate(self, x_BTNH: Array, norm: Norm | None, positions_BT: Array) -> Array:
@@ -193,7 +197,7 @@ def attention(
         hook: replaces scores and probabilities.
 
     Returns:
-        The attention output, BTNH.
+        The attention output, BTNH, as wide as the values.
     """
     B, T, N, H = q_BTNH.shape
     K = k_BSKH.shape[2]
@@ -213,7 +217,7 @@ def attention(
         probs_BKGTS *= jax.nn.sigmoid(sums_BKGT1 - sinks_N.reshape(K, -1, 1, 1))
     probs_BKGTS = hook("probs", probs_BKGTS).astype(v_BSKH.dtype)
     out_BTKGH = einsum("BKGTS,BSKH->BTKGH", probs_BKGTS, v_BSKH).astype(v_BSKH.dtype)
-    return out_BTKGH.reshape(B, T, N, H)
+    return out_BTKGH.reshape(B, T, N, -1)
 
 
 def self_attention(

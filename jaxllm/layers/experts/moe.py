@@ -24,6 +24,7 @@ from .expert_parallel import (
     shards_experts,
 )
 from .grouped_rows import blocking, map_groups
+from .routing import route
 
 Parts = dict[str, Any]  # the experts' projections by name: of one device, or of all
 Kernel = tuple[Array, Array | None]  # and its bias
@@ -47,7 +48,12 @@ class MoE(nnx.Module):
         D, E, F = config.embed_dim, experts.num_experts, experts.mlp_dim
         self.config, self.experts = config, experts
         bias = experts.router_bias
-        self.router = Linear("BTD,DE->BTE", (D, E), config=config, use_bias=bias, rngs=rngs)
+        wide: Dtype | None = "float32" if experts.router_in_float32 else None
+        self.router = Linear(
+            "BTD,DE->BTE", (D, E), config=config, use_bias=bias, dtype=wide, rngs=rngs
+        )
+        correction = nnx.Param(jnp.zeros(E, config.numerics.param_dtype), dims="E")
+        self.correction_bias = nnx.data(correction if experts.correction_bias else None)
         into = partial(Projections, "ED,EDF->EF", (E, D, F), config, rngs)
         self.gate_proj = nnx.data(into() if config.mlp.gated else None)
         self.up_proj = into()
@@ -94,22 +100,15 @@ class MoE(nnx.Module):
     def route(self, x_BTD: Array) -> tuple[Array, Array, Array]:
         """Chooses the experts of each token.
 
-        Router logits have the activation dtype, as in the original models; the rest is float32.
+        Router logits have the activation dtype, as in most original models; the rest is float32.
 
         Returns:
             The router's probabilities, BTE, the weights of the chosen experts, (B, T, top_k), and
             their indices, (B, T, top_k).
         """
         logits_BTE = constrain(self.router(x_BTD), "BT.").astype(jnp.float32)
-        probs_BTE = jax.nn.softmax(logits_BTE, axis=-1)
-        best_BTk, chosen_BTk = jax.lax.top_k(logits_BTE, self.experts.top_k)
-        if self.experts.scores == "sigmoid":
-            weights_BTk = jax.nn.sigmoid(best_BTk)
-        else:
-            weights_BTk = jnp.take_along_axis(probs_BTE, chosen_BTk, axis=-1)
-        if self.experts.normalize:
-            weights_BTk /= weights_BTk.sum(-1, keepdims=True)
-        return probs_BTE, weights_BTk, chosen_BTk
+        bias = self.correction_bias
+        return route(self.experts, logits_BTE, None if bias is None else bias[...])
 
     def apply_capacity(self, chosen_BTk: Array, is_token_BT: Array | None) -> Array:
         """Returns the chosen experts, with index `num_experts` where an expert is full."""

@@ -39,7 +39,7 @@ def open_gate() -> AbstractContextManager[Any]:
 
 
 def without_sinks() -> AbstractContextManager[Any]:
-    return mock.patch.object(Attention, "sinks_N", None)
+    return mock.patch.object(Attention, "sink_scores", None)
 
 
 BUGS = {
