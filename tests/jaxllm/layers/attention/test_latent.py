@@ -1,0 +1,113 @@
+"""Latent attention: decoding from latents equals expanded keys and values; its cache is small."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tiny import TINY, random_model, relative_l2
+
+from jaxllm.config import LatentConfig, RopeConfig
+from jaxllm.generation import generate
+from jaxllm.layers.attention.cache import LatentCache
+from jaxllm.lora.attach import add_lora
+from jaxllm.lora.config import LoraConfig
+from jaxllm.models import with_scanned_layers
+
+TOLERANCE = 1e-5  # relative L2, float32
+LATENT = LatentConfig(kv_rank=20, query_rank=24, rope_dim=6, value_dim=10)
+CASES = {
+    "latent queries, pairs": {
+        "attention.latent": LATENT,
+        "rope": RopeConfig(layout="interleaved"),
+        "attention.scale": 0.3,
+    },
+    "whole queries, biases": {
+        "attention.latent": LatentConfig(kv_rank=20, rope_dim=6, value_dim=10),
+        "attention.qkv_bias": True,
+        "attention.out_bias": True,
+    },
+}
+TOKENS = np.random.default_rng(0).integers(0, TINY.vocab_size, (2, 30))
+
+
+def latent_model(name: str = "latent queries, pairs", **changes):
+    return random_model(
+        {"num_kv_heads": TINY.num_heads, **CASES[name], **changes}, scan_layers=False
+    )
+
+
+def in_pieces(model, sizes: list[int], cache) -> np.ndarray:
+    """Returns the logits of `TOKENS` given piece by piece with a cache."""
+    start, logits = 0, []
+    for size in sizes:
+        part = TOKENS[:, start : start + size]
+        out = model(part, positions=jnp.arange(start, start + size)[None], cache=cache)
+        cache, start = out.cache, start + size
+        logits.append(out.logits)
+    return np.concatenate(logits, axis=1)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_decoding_from_latents_equals_expanded_keys_and_values(name):
+    model = latent_model(name)
+    found = in_pieces(model, [7, 1, 1, 9, 12], model.init_cache(2, 30))
+    assert relative_l2(found, model(TOKENS).logits) <= TOLERANCE
+
+
+def test_factors_of_lora_count_in_latents_too():
+    model = add_lora(latent_model(), LoraConfig(rank=2, targets=("kv_up",)))
+    rng = np.random.default_rng(1)
+    for layer in model.layers.values():
+        lora = layer.attn.kv_up.lora
+        for name in ("a", "b"):
+            shape = getattr(lora, name).shape
+            drawn = jnp.asarray(0.2 * rng.standard_normal(shape), jnp.float32)
+            setattr(lora, name, getattr(lora, name).replace(drawn))
+    whole = model(TOKENS).logits
+    assert relative_l2(whole, latent_model()(TOKENS).logits) > 0.01
+    found = in_pieces(model, [7, 1, 22], model.init_cache(2, 30))
+    assert relative_l2(found, whole) <= TOLERANCE
+
+
+def test_a_cache_holds_the_numbers_that_the_paper_says():
+    model = latent_model()
+    numbers = (LATENT.kv_rank + LATENT.rope_dim) * TINY.num_layers  # of each token
+    cache = model.init_cache(3, 50)
+    assert all(isinstance(one, LatentCache) for one in cache.values())
+    assert sum(x.nbytes for x in jax.tree.leaves(cache)) == 3 * 50 * numbers * 4
+    half = model.init_cache(3, 50, dtype="bfloat16")
+    assert sum(x.nbytes for x in jax.tree.leaves(half)) == 3 * 50 * numbers * 2
+    small = model.init_cache(3, 50, dtype="int8")  # and a scale of each token and layer
+    assert sum(x.nbytes for x in jax.tree.leaves(small)) == 3 * 50 * (numbers + 4 * TINY.num_layers)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("bfloat16", 0.01), ("int8", 0.03)])
+def test_a_cache_may_be_in_narrower_numbers(dtype, tolerance):
+    model = latent_model()
+    found = in_pieces(model, [10, 20], model.init_cache(2, 30, dtype=dtype))
+    assert relative_l2(found, model(TOKENS).logits) < tolerance
+
+
+def test_packed_documents_are_as_if_alone():
+    model = latent_model()
+    ids = np.repeat([[1, 2]], [11, 19], axis=1)
+    places = np.concatenate([np.arange(11), np.arange(19)])[None]
+    packed = model(TOKENS[:1], segment_ids=ids, positions=places).logits
+    for start, stop in ((0, 11), (11, 30)):
+        alone = model(TOKENS[:1, start:stop]).logits
+        assert relative_l2(packed[:, start:stop], alone) <= TOLERANCE
+
+
+@pytest.mark.exhaustive
+def test_a_kernel_computes_the_same():
+    """Its values are as wide as keys: narrower ones are padded."""
+    plain, kernel = (latent_model(**{"attention.kernel": one}) for one in ("blocks", "triton"))
+    assert relative_l2(kernel(TOKENS).logits, plain(TOKENS).logits) <= TOLERANCE
+
+
+def test_prompts_of_several_lengths_are_continued_as_if_alone():
+    model, rng = latent_model(), np.random.default_rng(2)
+    prompts = [rng.integers(0, TINY.vocab_size, length).tolist() for length in (5, 17, 1)]
+    together = generate(model, prompts, 8)
+    assert together == [generate(model, [prompt], 8)[0] for prompt in prompts]
+    assert together == generate(with_scanned_layers(model, True), prompts, 8)
