@@ -18,7 +18,7 @@ from jaxllm.layers.norm import Norm, make_qk_norm, normalize
 from jaxllm.layers.together import project_together
 from jaxllm.sharding import constrain
 
-from .cache import Cache, NothingWritten
+from .cache import Cache, KVCache, NothingWritten, RingCache
 from .kernels.call import Call
 from .kernels.choice import choose_kernel
 from .kernels.devices import in_blocks, on_devices, splits_sequences
@@ -82,7 +82,7 @@ class Attention(nnx.Module):
             cache = cache.write(k_BTKH, v_BTKH, positions_BT)
             context = context._replace(segment_ids_BT=(positions_BT >= 0).astype(jnp.int32))
             out_BTNH = self.attend(q_BTNH, k_BTKH, v_BTKH, context, positions_BT)
-        elif cache is not None:
+        elif isinstance(cache, KVCache | RingCache):
             cache, seen = cache.extend(k_BTKH, v_BTKH, positions_BT)
             out_BTNH = self.attend_cached(q_BTNH, *seen, context, positions_BT)
         else:
@@ -132,8 +132,8 @@ class Attention(nnx.Module):
 
     def masked_attention(self, *args: Any, **options: Any) -> Array:
         """Calls `attention` with the scale and the soft cap of the config, and with the sinks."""
-        given = {"scale": self.scale, "softcap": self.config.attention.softcap}
-        return attention(*args, **given, sinks_N=self.sink_scores, **options)
+        softcap, sinks_N = self.config.attention.softcap, self.sink_scores
+        return attention(*args, scale=self.scale, softcap=softcap, sinks_N=sinks_N, **options)
 
     @property
     def scale(self) -> float:

@@ -85,7 +85,7 @@ class Sparse:
 
     def _read_groups(self, fields: Fields) -> GroupsConfig | None:
         """Returns the groups; one group of all experts is none."""
-        score = "two_best"
+        score: Any = "two_best"
         if self.methods:
             method = fields.take("topk_method", str, next(iter(self.methods)))
             if method not in self.methods:
@@ -104,7 +104,7 @@ class Sparse:
             return {"first_k_dense_replace": len(dense)}
         groups = experts.groups or GroupsConfig(count=1, top_k=1)
         shared = experts.shared_mlp_dim or 0
-        written = {
+        written: Json = {
             "first_k_dense_replace": len(dense),
             "n_routed_experts": experts.num_experts,
             "num_experts_per_tok": experts.top_k,
