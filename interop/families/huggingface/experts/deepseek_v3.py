@@ -51,6 +51,11 @@ def rules(config: DecoderConfig, layout: Layout) -> list[Rule]:
     ]
 
 
+def carried(layout: Layout) -> dict[str, str]:
+    """Returns the patterns of tensors that are carried along."""
+    return dict.fromkeys(layout.names, "a layer that predicts further tokens")
+
+
 DEEPSEEK_V3 = described_family(
     "deepseek_v3",
     "DeepseekV3ForCausalLM",
@@ -66,6 +71,6 @@ DEEPSEEK_V3 = described_family(
     rules,
     read_layout=read_layout,
     axes=latent_axes,
-    carried=lambda layout: dict.fromkeys(layout.names, "a layer that predicts further tokens"),
+    carried=carried,
     unlike={"*.self_attn@query": "the rotated pairs are in another order"},
 )
