@@ -7,7 +7,7 @@ import pytest
 from tiny import TINY, random_model, relative_l2
 
 from jaxllm.config import LatentConfig, RopeConfig
-from jaxllm.generation import generate
+from jaxllm.generation import Engine, beam_search, generate
 from jaxllm.layers.attention.cache import LatentCache
 from jaxllm.lora.attach import add_lora
 from jaxllm.lora.config import LoraConfig
@@ -130,3 +130,32 @@ def test_prompts_of_several_lengths_are_continued_as_if_alone():
     together = generate(model, prompts, 8)
     assert together == [generate(model, [prompt], 8)[0] for prompt in prompts]
     assert together == generate(with_scanned_layers(model, True), prompts, 8)
+
+
+@pytest.mark.exhaustive
+def test_requests_enter_slots_of_latents_as_others_leave():
+    model, rng = latent_model(), np.random.default_rng(3)
+    prompts = [rng.integers(0, TINY.vocab_size, length).tolist() for length in (5, 9, 1, 7, 3)]
+    engine = Engine(model, slots=2, max_len=32)
+    numbers = [engine.submit(prompt=prompt, max_new_tokens=6) for prompt in prompts]
+    found = engine.run()
+    assert [list(found[number]) for number in numbers] == generate(model, prompts, 6)
+
+
+@pytest.mark.exhaustive
+def test_one_beam_over_latents_is_greedy():
+    model = latent_model()
+    prompts = [TOKENS[0, :7].tolist(), TOKENS[1, :3].tolist()]
+    assert beam_search(model, prompts, 6, num_beams=1) == generate(model, prompts, 6)
+    # The best of several beams is at least as likely as the greedy continuation.
+    for prompt, beam in zip(prompts, beam_search(model, prompts, 6, num_beams=4), strict=True):
+        [greedy] = generate(model, [prompt], 6)
+        scores = [log_probability(model, prompt, tokens) for tokens in (beam, greedy)]
+        assert scores[0] >= scores[1] - 1e-4
+
+
+def log_probability(model, prompt: list[int], tokens: list[int]) -> float:
+    """Returns the log-probability of a continuation."""
+    whole = np.asarray([prompt + tokens])
+    each = jax.nn.log_softmax(logits_of(model, whole)[0, len(prompt) - 1 : -1])
+    return float(each[np.arange(len(tokens)), np.asarray(tokens)].sum())
