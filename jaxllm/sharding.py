@@ -31,6 +31,8 @@ DIMS: dict[str, tuple[str, ...]] = {
     "O": (),  # output_dim
     "L": (),  # stacked layers
     "R": (),  # rank of LoRA's factors
+    "P": (),  # width of the latent of keys and values
+    "Q": (),  # width of the latent of queries
     ".": (),  # any dimension that is never sharded
 }
 

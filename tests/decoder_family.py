@@ -29,7 +29,7 @@ DIVERSE = {"llama", "gemma3_text", "mixtral"}
 COMPOSED = {
     *("bloom", "cohere", "cwm", "ernie4_5", "exaone4", "falcon", "gemma", "glm", "glm4"),
     *("gpt_bigcode", "gpt_neo", "gptj", "ministral", "ministral3", "olmo", "olmo3", "olmoe", "opt"),
-    *("phi", "seed_oss", "stablelm", "starcoder2"),
+    *("phi", "seed_oss", "stablelm", "starcoder2", "deepseek_v2", "glm4_moe", "minimax_m2"),
 }
 
 

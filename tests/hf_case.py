@@ -71,6 +71,19 @@ def rope(kind: str, **parameters: Any) -> dict[str, Any]:
     return {"rope_parameters": {"rope_type": kind, "rope_theta": 20000.0, **parameters}}
 
 
+# Latent attention and groups of experts, whose sizes are all different.
+DEEPSEEK = {
+    "num_key_value_heads": 6,
+    **{"q_lora_rank": 20, "kv_lora_rank": 24, "v_head_dim": 10},
+    **{"qk_nope_head_dim": 12, "qk_rope_head_dim": 8},
+    **{"n_routed_experts": 8, "num_experts_per_tok": 3, "moe_intermediate_size": 40},
+    **{"n_group": 4, "topk_group": 2},
+}
+DEEPSEEK_YARN = rope(
+    "yarn", factor=8.0, original_max_position_embeddings=64, mscale=1.0, mscale_all_dim=0.7
+)
+
+
 def longrope(original: int, pairs: int, **parameters: Any) -> dict[str, Any]:
     """Returns LongRoPE parameters with random factors, which differ for long sequences.
 
@@ -93,11 +106,12 @@ def longrope(original: int, pairs: int, **parameters: Any) -> dict[str, Any]:
 def randomize(model: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
     """Fills every parameter with random numbers: norm scales around 1, all others around 0.
 
-    Frozen parameters, which follow from the config, stay.
+    Frozen parameters, which follow from the config, stay. Routers' corrections are buffers.
     """
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         trained = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
+        trained += [(n, p) for n, p in model.named_buffers() if n.endswith("correction_bias")]
         for name, parameter in trained:
             drawn = torch.randn(parameter.shape, generator=generator)
             is_scale = re.search("norm|ln_", name.lower()) and name.endswith("weight")

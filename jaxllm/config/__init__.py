@@ -1,6 +1,12 @@
 """Model architectures as frozen, hashable dataclasses. A config fully determines a model."""
 
-from .attention import AttentionConfig, AttentionKernel, QKNorm, TemperatureConfig
+from .attention import (
+    AttentionConfig,
+    AttentionKernel,
+    LatentConfig,
+    QKNorm,
+    TemperatureConfig,
+)
 from .fields import (
     config_class,
     defaults,
@@ -11,7 +17,7 @@ from .fields import (
     upgraded,
     with_fields,
 )
-from .mlp import Activation, ExpertsConfig, MlpConfig
+from .mlp import Activation, ClampConfig, ExpertsConfig, GroupsConfig, MlpConfig
 from .models import (
     Config,
     DecoderConfig,
@@ -47,14 +53,17 @@ __all__ = [
     "Activation",
     "AttentionConfig",
     "AttentionKernel",
+    "ClampConfig",
     "Config",
     "DecoderConfig",
     "Dtype",
     "EncoderDecoderConfig",
     "ExpertsConfig",
+    "GroupsConfig",
     "HeadConfig",
     "Init",
     "InitConfig",
+    "LatentConfig",
     "LayerKind",
     "MlpConfig",
     "NormConfig",

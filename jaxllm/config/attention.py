@@ -3,7 +3,7 @@
 import dataclasses
 from typing import ClassVar, Literal
 
-from .checks import check_fields, check_positive
+from .checks import check_counts, check_fields, check_positive
 
 # Normalization of queries and keys. "head": per head, before RoPE. "full": over all heads of a
 # token together, before RoPE. "after_rope": per head and without a learned scale, after RoPE, on
@@ -37,6 +37,29 @@ class TemperatureConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class LatentConfig:
+    """Multi-head latent attention (DeepSeek-AI, 2024): see `LatentAttention`.
+
+    Of each head of queries and keys, which has `head_dim` elements, the last `rope_dim` are
+    rotated; for keys they are the same in all heads.
+    """
+
+    __pydantic_config__: ClassVar = {"extra": "forbid"}
+
+    kv_rank: int  # width of the latent that keys and values are computed from
+    query_rank: int | None = None  # width of the queries' latent; None: they have none
+    rope_dim: int
+    value_dim: int  # elements of a head's values
+    norm_eps: float = 1e-6  # of the norms of the latents
+
+    def __post_init__(self) -> None:
+        prefix = "attention.latent."
+        check_fields(self, prefix)
+        check_counts(self, "kv_rank", "query_rank", "rope_dim", "value_dim", prefix=prefix)
+        check_positive(self, "norm_eps", prefix=prefix)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class AttentionConfig:
     """Self-attention and cross-attention of every layer of a stack."""
 
@@ -44,13 +67,17 @@ class AttentionConfig:
 
     causal: bool = True  # whether tokens see no later tokens
     cross: bool = False  # whether every layer also attends to an encoder's output
-    qkv_bias: bool = False
+    qkv_bias: bool = False  # of latent attention: of the projections to latents
     out_bias: bool = False
     qk_norm: QKNorm = "none"
     scale: float | None = None  # factor of the scores; None: 1 / sqrt(head_dim)
     scale_by_depth: bool = False  # whether layer i, from 1 on, also divides the scores by i
     softcap: float | None = None  # scores become cap * tanh(score / cap)
     temperature: TemperatureConfig | None = None
+    # Whether each head has a learned score of one more key, whose value is zero (gpt-oss, after
+    # Xiao et al., 2023): the probabilities of the other keys then sum to less than 1.
+    sinks: bool = False
+    latent: LatentConfig | None = None
     # Tokens that a query attends to, its own included, on layers of kind attention="window".
     window: int | None = None
     # Tokens per chunk on layers of kind attention="chunk"; a query attends to its own chunk.
@@ -60,3 +87,18 @@ class AttentionConfig:
     def __post_init__(self) -> None:
         check_fields(self, "attention.")
         check_positive(self, "scale", "softcap", "window", "chunk", prefix="attention.")
+        self._check_latent()
+
+    def _check_latent(self) -> None:
+        """Raises ValueError for what latent attention is not combined with."""
+        given = {
+            f"qk_norm={self.qk_norm!r}": self.qk_norm != "none",
+            "cross=True": self.cross,
+            "sinks=True": self.sinks,
+            "scale_by_depth=True": self.scale_by_depth,
+            f"temperature={self.temperature}": self.temperature is not None,
+            f"window={self.window}": self.window is not None,
+            f"chunk={self.chunk}": self.chunk is not None,
+        }
+        if self.latent is not None and (others := [name for name, is_on in given.items() if is_on]):
+            raise ValueError(f"attention.latent excludes attention.{', attention.'.join(others)}")

@@ -75,6 +75,18 @@ class StackConfig:
             return attrgetter(MOVED[name])(self)
 
     @property
+    def rope_dim(self) -> int:
+        """The elements of a head of which RoPE rotates a fraction."""
+        latent = self.attention.latent
+        return self.head_dim if latent is None else latent.rope_dim
+
+    @property
+    def value_dim(self) -> int:
+        """The elements of a head's values."""
+        latent = self.attention.latent
+        return self.head_dim if latent is None else latent.value_dim
+
+    @property
     def longest(self) -> int | None:
         """The longest sequence that the stack has positions for; None: no limit."""
         return self.max_len if self.positions.kind in ("learned", "distance") else None
@@ -109,7 +121,7 @@ class StackConfig:
             )
         self._check_attention()
         if self.positions.kind == "rope":
-            self.rope.check_head(self.head_dim)
+            self.rope.check_head(self.rope_dim)
         self._check_buckets()
         self._check_pattern()
 
@@ -118,12 +130,31 @@ class StackConfig:
             raise ValueError(
                 f"num_heads={self.num_heads} is not a multiple of num_kv_heads={self.num_kv_heads}"
             )
+        self._check_latent()
         qk_norm, placement = self.attention.qk_norm, self.norms.placement
+        if self.attention.cross and self.attention.sinks:
+            raise ValueError("attention.cross=True with attention.sinks=True: set one to False")
         if self.attention.cross and (qk_norm != "none" or placement.startswith("parallel")):
             raise ValueError(
                 f"attention.cross=True with attention.qk_norm={qk_norm!r} and "
                 f"norms.placement={placement!r}: qk_norm must be 'none' and placement not "
                 "'parallel'"
+            )
+
+    def _check_latent(self) -> None:
+        """Raises ValueError for sizes that heads of latent attention cannot have."""
+        latent = self.attention.latent
+        if latent is None:
+            return
+        if self.num_kv_heads != self.num_heads:
+            raise ValueError(
+                f"num_kv_heads={self.num_kv_heads} with attention.latent: it must be "
+                f"num_heads={self.num_heads}"
+            )
+        if max(latent.rope_dim, latent.value_dim) > self.head_dim:
+            raise ValueError(
+                f"attention.latent.rope_dim={latent.rope_dim} and value_dim={latent.value_dim} "
+                f"must be at most head_dim={self.head_dim}"
             )
 
     def _check_buckets(self) -> None:

@@ -11,6 +11,7 @@ from .attention.attention import Attention
 from .attention.cache import CrossCache, LayerCache, SourceKV
 from .attention.cross_attention import CrossAttention
 from .attention.distance_bias import DistanceBias
+from .attention.latent import LatentAttention
 from .context import Context
 from .dropout import dropout, subkeys
 from .experts.balance import Load
@@ -31,7 +32,8 @@ class Block(nnx.Module):
         self.residual_scale = config.residual_scale
         self.numerics = config.numerics
         self.attn_norm = Norm("D", (D,), config)
-        self.attn = Attention(config, kind, rngs=rngs)
+        is_latent = config.attention.latent is not None
+        self.attn = (LatentAttention if is_latent else Attention)(config, kind, rngs=rngs)
         has_own = self.placement != "parallel_shared"  # otherwise attention's serves for both
         self.mlp_norm = nnx.data(Norm("D", (D,), config) if has_own else None)
         self.mlp = (MoE if kind.mlp == "experts" else MLP)(config, rngs=rngs)

@@ -58,6 +58,18 @@ class Norm(nnx.Module):
         return (h * (offset + scale.astype(jnp.float32))).astype(x.dtype)
 
 
+def make_qk_norm(config: StackConfig, dims: str, shape: tuple[int, int]) -> Norm | None:
+    """Returns the norm of queries or keys before RoPE, of heads and their width; None without."""
+    match config.attention.qk_norm:
+        case "head":
+            return Norm(dims[1:], shape[1:], config)
+        case "full":
+            return Norm(dims, shape, config)
+        case "each_head":
+            return Norm(dims, shape, config, kind="layer_unbiased", num_axes=1)
+    return None
+
+
 @jax.custom_vjp
 def _scale(x: Array, scale: Array) -> Array:
     """Returns `x` times a scale that is rounded to its dtype; the scale's gradient is not."""

@@ -65,7 +65,7 @@ def other_norm(original: Callable, config: DecoderConfig) -> Callable:
 def up_as_gate(original: Callable, config: DecoderConfig) -> Callable:
     def call(self, x_BTD):
         gate_BTF, up_BTF = self.gate_proj(x_BTD), self.up_proj(x_BTD)
-        return self.down_proj(activate(self.activation, up_BTF) * gate_BTF)
+        return self.down_proj(activate(self.config.activation, up_BTF) * gate_BTF)
 
     return call
 

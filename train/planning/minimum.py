@@ -104,5 +104,5 @@ def _key_value_size(model: Config, mesh_shape: Mapping[str, int]) -> float:
     for stack in stacks_of(model):
         (split,) = partition_spec("K", (stack.num_kv_heads,), mesh_shape)
         heads = stack.num_kv_heads / math.prod(mesh_shape[axis] for axis in spec_axes(split))
-        total += 2 * stack.num_layers * heads * stack.head_dim
+        total += stack.num_layers * heads * (stack.head_dim + stack.value_dim)
     return total

@@ -69,12 +69,14 @@ def is_head(config: Any, name: str) -> bool:
 
 
 def _attention(stack: StackConfig, seq_len: int) -> float:
-    """FLOPs of a token's scores and weighted sums over all layers: 12 H Q T each."""
+    """FLOPs of a token's scores and weighted sums over all layers: 12 H Q T each, H the mean of
+    the widths of keys and values.
+    """
     limits = {"window": stack.attention.window, "chunk": stack.attention.chunk}
     spans = [min(seq_len, limits.get(kind.attention) or seq_len) for kind in stack.kinds]
     if stack.attention.cross:
         spans += [seq_len] * stack.num_layers
-    return 12.0 * stack.num_heads * stack.head_dim * sum(spans)
+    return 6.0 * stack.num_heads * (stack.head_dim + stack.value_dim) * sum(spans)
 
 
 def _vision_attention(vision: VisionConfig) -> float:

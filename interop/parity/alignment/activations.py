@@ -44,6 +44,7 @@ OF_SOURCE = re.compile(r"encoder\.|source_\w+|.*\.cross_attn\.[kv](_proj)?$")
 OF_SOME = ".overflow."
 # Names of the attention modules of a block.
 ATTENTIONS = ("attn", "cross_attn")
+PARTS = (*ATTENTIONS, "mlp")
 
 KEYS = "keys"  # the axis of attention scores that softmax normalizes
 
@@ -171,7 +172,9 @@ def _block_taps(rules: Sequence[BoundRule]) -> Iterator[Rule]:
     names: dict[str, list[str]] = {}
     for rule, sizes in rules:
         index = dict.fromkeys(rule.model.name_axes, 0)
-        ours = rule.model.format_name(index, sizes).split(".")[:-2]
+        ours = rule.model.format_name(index, sizes).split(".")[:-1]
+        if ours and ours[-1] not in PARTS:  # of a module inside, not the part's own
+            ours.pop()
         stored = [name for name, _ in rule.stored.names(sizes)]
         for depth in range(1, len(ours) + 1):
             names.setdefault(".".join(ours[:depth]), []).extend(stored)
@@ -181,7 +184,7 @@ def _block_taps(rules: Sequence[BoundRule]) -> Iterator[Rule]:
         outside = [name for path in names if not _is_under(path, ours) for name in names[path]]
         prefix = ".".join(theirs) + "."
         last = ours.rpartition(".")[2]
-        is_layer = last.isdigit() or last in (*ATTENTIONS, "mlp")
+        is_layer = last.isdigit() or last in PARTS
         own = [name for name in outside if name.startswith(prefix) and name not in stored]
         if theirs and is_layer and not own:
             yield Rule(Side(prefix[:-1], _STREAM), Side(ours, _STREAM))

@@ -19,10 +19,10 @@ def flips(
     """Returns the routers, in layer order, that select other experts for some tokens.
 
     Args:
-        ours: router logits of the JAX model, BTE, by the router's path.
-        reference: router logits of the reference.
-        others: router logits of the reference with simulated rounding.
-        noise: how far off a single logit may be, by the router's path.
+        ours: scores that the JAX model chooses by, BTE, by the router's path: mostly its logits.
+        reference: scores of the reference.
+        others: scores of the reference with simulated rounding.
+        noise: how far off a single score may be, by the router's path.
         top_k: the number of experts per token.
     """
     found = []

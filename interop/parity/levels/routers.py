@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
+import jax.numpy as jnp
 import numpy as np
 
 from jaxllm.interop.parity.alignment.activations import Tap, derive_taps
@@ -12,9 +13,14 @@ from jaxllm.interop.parity.execution.distances import ELEMENT_FACTOR
 from jaxllm.interop.parity.execution.jax_trace import trace_model
 from jaxllm.interop.parity.recording.recording import Recording, record
 from jaxllm.interop.parity.report.activation_rows import RouterFlips
+from jaxllm.layers.experts.routing import choice_scores
 from jaxllm.models import Model
+from jaxllm.params import named_parameters
 
 from .sides import Comparison
+
+# The largest change of a token's scores if its logits change by 1.
+SLOPES = {"sigmoid": 0.25, "softmax": 0.5}
 
 
 def router_taps(comparison: Comparison, inputs: Inputs) -> list[Tap]:
@@ -62,16 +68,34 @@ def router_flips(
     experts = output_config(model).experts  # encoder and decoder have the same
     if experts is None:
         return ()
+    parameters = named_parameters(model)
+    is_direct = experts.groups is None and not experts.correction_bias
+
+    def scores(path: str, logits_BTE: np.ndarray) -> np.ndarray:
+        """Returns what the choice of experts goes by."""
+        bias = parameters.get(path.removesuffix(ROUTER) + ".correction_bias")
+        given = jnp.asarray(logits_BTE, jnp.float32), None if bias is None else bias.get_value()
+        return logits_BTE if is_direct else np.asarray(choice_scores(experts, *given))
+
     unpadded = recording.unpadded
     others = {
-        path: [unpadded(path, logits) for logits in noisy] if recording.sample is None else noisy
+        path: [
+            scores(path, unpadded(path, logits) if recording.sample is None else logits)
+            for logits in noisy
+        ]
         for path, noisy in recording.routers.items()
         if path in ours
     }
     return flips(
-        {path: unpadded(path, ours[path]) for path in others},
-        {path: unpadded(path) for path in others},
+        {path: scores(path, unpadded(path, ours[path])) for path in others},
+        {path: scores(path, unpadded(path)) for path in others},
         others,
-        {path: ELEMENT_FACTOR * recording.largest[path] for path in others},
+        # Sigmoids change by at most a quarter of what logits do, and softmax by half of it.
+        {
+            path: ELEMENT_FACTOR
+            * recording.largest[path]
+            * (1 if is_direct else SLOPES[experts.scores])
+            for path in others
+        },
         experts.top_k,
     )

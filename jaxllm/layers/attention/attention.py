@@ -10,20 +10,21 @@ from flax import nnx
 from jax import Array
 from jax.ad_checkpoint import checkpoint_name
 
-from jaxllm.config import LayerKind, StackConfig, TemperatureConfig
+from jaxllm.config import LayerKind, StackConfig
 from jaxllm.layers.context import Bias, Context
 from jaxllm.layers.hooks import apply_hook, has_hook
 from jaxllm.layers.linear import ATTENDED, Linear
-from jaxllm.layers.norm import Norm, normalize
+from jaxllm.layers.norm import Norm, make_qk_norm, normalize
 from jaxllm.layers.together import project_together
 from jaxllm.sharding import constrain
 
-from .cache import Cache, NothingWritten
+from .cache import Cache, KVCache, NothingWritten, RingCache
 from .kernels.call import Call
 from .kernels.choice import choose_kernel
 from .kernels.devices import in_blocks, on_devices, splits_sequences
 from .mask import MaskSpec, same_segment
 from .rope import Rotation, apply_rope
+from .temperature import temperature_growth
 
 MIN_BLOCK = 128  # queries per block; smaller blocks save little and make matmuls small
 MAX_BLOCKS = 16  # limits the size of the program for long sequences
@@ -49,15 +50,10 @@ class Attention(nnx.Module):
             use_bias=config.attention.out_bias,
             dtype=config.numerics.residual_dtype,
         )
-        q_norm = k_norm = None
-        if config.attention.qk_norm == "head":
-            q_norm, k_norm = Norm("H", (H,), config), Norm("H", (H,), config)
-        elif config.attention.qk_norm == "full":
-            q_norm, k_norm = Norm("NH", (N, H), config), Norm("KH", (K, H), config)
-        elif config.attention.qk_norm == "each_head":
-            each = partial(Norm, config=config, kind="layer_unbiased", num_axes=1)
-            q_norm, k_norm = each("NH", (N, H)), each("KH", (K, H))
-        self.q_norm, self.k_norm = nnx.data(q_norm), nnx.data(k_norm)
+        self.q_norm = nnx.data(make_qk_norm(config, "NH", (N, H)))
+        self.k_norm = nnx.data(make_qk_norm(config, "KH", (K, H)))
+        sinks = nnx.Param(jnp.zeros(N, config.numerics.param_dtype), dims="N")
+        self.sinks = nnx.data(sinks if config.attention.sinks else None)
         self.config, self.kind = config, kind
 
     def __call__(
@@ -86,7 +82,7 @@ class Attention(nnx.Module):
             cache = cache.write(k_BTKH, v_BTKH, positions_BT)
             context = context._replace(segment_ids_BT=(positions_BT >= 0).astype(jnp.int32))
             out_BTNH = self.attend(q_BTNH, k_BTKH, v_BTKH, context, positions_BT)
-        elif cache is not None:
+        elif isinstance(cache, KVCache | RingCache):
             cache, seen = cache.extend(k_BTKH, v_BTKH, positions_BT)
             out_BTNH = self.attend_cached(q_BTNH, *seen, context, positions_BT)
         else:
@@ -105,8 +101,8 @@ class Attention(nnx.Module):
             if kernel is None and not has_bias and splits_sequences(q_BTNH):
                 kernel = partial(in_blocks, attend=attention, cut=query_blocks)
         if kernel is not None:
-            scale = config.scale or self.config.head_dim**-0.5
-            call = Call(mask_spec, positions_BT, segments_BT, scale, config.softcap)
+            given = self.scale, config.softcap, self.sink_scores
+            call = Call(mask_spec, positions_BT, segments_BT, *given)
             return on_devices(kernel, q_BTNH, k_BTKH, v_BTKH, call)  # kernels name their output
         out_BTNH = self_attention(
             *(q_BTNH, k_BTKH, v_BTKH, positions_BT, segments_BT),
@@ -135,9 +131,19 @@ class Attention(nnx.Module):
         return jnp.concatenate(outs, axis=1)
 
     def masked_attention(self, *args: Any, **options: Any) -> Array:
-        """Calls `attention` with the scale and the soft cap of the config."""
-        config = self.config.attention
-        return attention(*args, scale=config.scale, softcap=config.softcap, **options)
+        """Calls `attention` with the scale and the soft cap of the config, and with the sinks."""
+        softcap, sinks_N = self.config.attention.softcap, self.sink_scores
+        return attention(*args, scale=self.scale, softcap=softcap, sinks_N=sinks_N, **options)
+
+    @property
+    def scale(self) -> float:
+        """The factor of the scores."""
+        return self.config.attention.scale or self.config.head_dim**-0.5
+
+    @property
+    def sink_scores(self) -> Array | None:
+        """The score of one more key for each head, N, in float32, or None."""
+        return None if self.sinks is None else self.sinks[...].astype(jnp.float32)
 
     def normalize_and_rotate(self, x_BTNH: Array, norm: Norm | None, positions_BT: Array) -> Array:
         """Applies QK norm and RoPE, if the config has them, to queries or keys."""
@@ -159,13 +165,6 @@ class Attention(nnx.Module):
             return q_BTNH
         growth_BT = temperature_growth(temperature, positions_BT)
         return (q_BTNH * growth_BT[..., None, None]).astype(q_BTNH.dtype)
-
-
-def temperature_growth(temperature: TemperatureConfig, positions_BT: Array) -> Array:
-    """Returns the factor of the query at each position, BT, in float32; see `TemperatureConfig`."""
-    positions_BT = positions_BT.astype(jnp.float32) + temperature.offset
-    steps_BT = jnp.floor(positions_BT / temperature.floor_scale)
-    return 1 + temperature.scale * jnp.log1p(steps_BT)
 
 
 def attention(
@@ -198,7 +197,7 @@ def attention(
         hook: replaces scores and probabilities.
 
     Returns:
-        The attention output, BTNH.
+        The attention output, BTNH, as wide as the values.
     """
     B, T, N, H = q_BTNH.shape
     K = k_BSKH.shape[2]
@@ -218,7 +217,7 @@ def attention(
         probs_BKGTS *= jax.nn.sigmoid(sums_BKGT1 - sinks_N.reshape(K, -1, 1, 1))
     probs_BKGTS = hook("probs", probs_BKGTS).astype(v_BSKH.dtype)
     out_BTKGH = einsum("BKGTS,BSKH->BTKGH", probs_BKGTS, v_BSKH).astype(v_BSKH.dtype)
-    return out_BTKGH.reshape(B, T, N, H)
+    return out_BTKGH.reshape(B, T, N, -1)
 
 
 def self_attention(

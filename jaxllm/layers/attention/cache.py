@@ -169,6 +169,42 @@ class RingCache(NamedTuple):
         )
 
 
+class LatentCache(NamedTuple):
+    """What all heads of latent attention share, P numbers for a token: its latent and rotated key.
+
+    Slots are those of `KVCache`. Its size is `kv_rank + rope_dim`, where keys and values would have
+    `num_heads * (head_dim + value_dim)` (DeepSeek-AI, 2024, table 1).
+    """
+
+    x_BCKH: Stored  # of one head, H = P
+
+    @classmethod
+    def empty(
+        cls, config: StackConfig, batch_size: int, length: int, dtype: CacheDtype | None = None
+    ) -> Self:
+        """A cache of `length` slots for each of `batch_size` rows; by default in the own dtype."""
+        latent = config.attention.latent
+        assert latent is not None, "checked by the caller"
+        shape = (batch_size, length, 1, latent.kv_rank + latent.rope_dim)
+        return cls(_empty(shape, dtype or config.numerics.dtype))
+
+    @property
+    def length(self) -> int:
+        """The number of slots."""
+        return jax.tree.leaves(self.x_BCKH)[0].shape[-3]
+
+    def write(self, x_BTKH: Array, positions_BT: Array) -> Self:
+        """Returns the cache with these tokens written, as `KVCache.write` does."""
+        slots_BT = jnp.where(positions_BT < 0, self.length, positions_BT)
+        slots = jnp.arange(x_BTKH.shape[0])[:, None], slots_BT
+        return type(self)(_set(self.x_BCKH, slots, x_BTKH))
+
+    def extend(self, x_BTKH: Array, positions_BT: Array) -> tuple[Self, tuple[Array, Array]]:
+        """Writes tokens; returns the cache, what it holds, BCKH, and the positions, BS."""
+        written = self.write(x_BTKH, positions_BT)
+        return written, (_get(written.x_BCKH, x_BTKH.dtype), jnp.arange(self.length)[None])
+
+
 class SourceKV(NamedTuple):
     """Keys and values of an encoder's output in one layer."""
 
@@ -183,14 +219,14 @@ class NothingWritten(NamedTuple):
     Attention then needs no keys but theirs, as without a cache, and works in blocks or by a kernel.
     """
 
-    cache: KVCache | RingCache
+    cache: KVCache | RingCache | LatentCache
 
-    def write(self, k_BTKH: Array, v_BTKH: Array, positions_BT: Array) -> KVCache | RingCache:
+    def write(self, *tokens: Array) -> KVCache | RingCache | LatentCache:
         """Returns the cache with these tokens written."""
-        return self.cache.write(k_BTKH, v_BTKH, positions_BT)
+        return self.cache.write(*tokens)
 
 
-Cache = KVCache | RingCache | NothingWritten
+Cache = KVCache | RingCache | LatentCache | NothingWritten
 
 
 class CrossCache(NamedTuple):
@@ -234,6 +270,8 @@ def make_cache(
             "a cache with attention.causal=False is impossible: later tokens would change the "
             "outputs of earlier ones"
         )
+    if config.attention.latent is not None:
+        return LatentCache.empty(config, batch_size, length, dtype)
     reach = MaskSpec.from_config(config, kind).lookback
     if reach is None or length <= reach:
         return KVCache.empty(config, batch_size, length, dtype)

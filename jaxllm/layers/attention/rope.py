@@ -38,7 +38,7 @@ class Rotation(NamedTuple):
         theta, scaling = config.rope.theta, config.rope.scaling
         if kind.rope == "local":
             theta, scaling = config.rope.local_theta, None
-        rotated = int(config.head_dim * config.rope.fraction)
+        rotated = int(config.rope_dim * config.rope.fraction)
         return cls.with_scaling(rotated, theta, scaling, config.rope.layout)
 
     @classmethod

@@ -9,10 +9,10 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from jaxllm.config import Activation, Dtype, StackConfig
+from jaxllm.config import Dtype, MlpConfig, StackConfig
 from jaxllm.layers.adapters.low_rank import LowRank, summed_dims
 from jaxllm.layers.linear import Linear, init_kernel, project
-from jaxllm.layers.mlp import MLP, activate
+from jaxllm.layers.mlp import MLP, activate, gated
 from jaxllm.sharding import constrain, multi_device_mesh
 
 from .balance import Load
@@ -24,6 +24,7 @@ from .expert_parallel import (
     shards_experts,
 )
 from .grouped_rows import blocking, map_groups
+from .routing import route
 
 Parts = dict[str, Any]  # the experts' projections by name: of one device, or of all
 Kernel = tuple[Array, Array | None]  # and its bias
@@ -47,7 +48,12 @@ class MoE(nnx.Module):
         D, E, F = config.embed_dim, experts.num_experts, experts.mlp_dim
         self.config, self.experts = config, experts
         bias = experts.router_bias
-        self.router = Linear("BTD,DE->BTE", (D, E), config=config, use_bias=bias, rngs=rngs)
+        wide: Dtype | None = "float32" if experts.router_in_float32 else None
+        self.router = Linear(
+            "BTD,DE->BTE", (D, E), config=config, use_bias=bias, dtype=wide, rngs=rngs
+        )
+        correction = nnx.Param(jnp.zeros(E, config.numerics.param_dtype), dims="E")
+        self.correction_bias = nnx.data(correction if experts.correction_bias else None)
         into = partial(Projections, "ED,EDF->EF", (E, D, F), config, rngs)
         self.gate_proj = nnx.data(into() if config.mlp.gated else None)
         self.up_proj = into()
@@ -94,22 +100,15 @@ class MoE(nnx.Module):
     def route(self, x_BTD: Array) -> tuple[Array, Array, Array]:
         """Chooses the experts of each token.
 
-        Router logits have the activation dtype, as in the original models; the rest is float32.
+        Router logits have the activation dtype, as in most original models; the rest is float32.
 
         Returns:
             The router's probabilities, BTE, the weights of the chosen experts, (B, T, top_k), and
             their indices, (B, T, top_k).
         """
         logits_BTE = constrain(self.router(x_BTD), "BT.").astype(jnp.float32)
-        probs_BTE = jax.nn.softmax(logits_BTE, axis=-1)
-        best_BTk, chosen_BTk = jax.lax.top_k(logits_BTE, self.experts.top_k)
-        if self.experts.scores == "sigmoid":
-            weights_BTk = jax.nn.sigmoid(best_BTk)
-        else:
-            weights_BTk = jnp.take_along_axis(probs_BTE, chosen_BTk, axis=-1)
-        if self.experts.normalize:
-            weights_BTk /= weights_BTk.sum(-1, keepdims=True)
-        return probs_BTE, weights_BTk, chosen_BTk
+        bias = self.correction_bias
+        return route(self.experts, logits_BTE, None if bias is None else bias[...])
 
     def apply_capacity(self, chosen_BTk: Array, is_token_BT: Array | None) -> Array:
         """Returns the chosen experts, with index `num_experts` where an expert is full."""
@@ -176,28 +175,28 @@ class MoE(nnx.Module):
         overflow = parts["overflow"]
         last = {name: None if overflow is None else getattr(overflow, name) for name in names}
         params = {name: parts[name].stacked_with(last[name]) for name in names}
-        function = ExpertMLP(self.config.mlp.activation, self.config.numerics.dtype)
+        function = ExpertMLP(self.config.mlp, self.config.numerics.dtype)
         return partial(map_groups, function, blocking(rows, groups), params)
 
 
 @dataclasses.dataclass(frozen=True)
 class ExpertMLP:
-    """One expert's MLP, `down(act(gate(x)) * up(x))`, or without a gate; times a weight if given.
+    """One expert's MLP, as `jaxllm.layers.mlp.MLP`; times a weight if given.
 
     Kept as plain data, so that equal layers are compiled once.
     """
 
-    activation: Activation
+    config: MlpConfig
     dtype: Dtype
 
     def __call__(self, params: Kernels, rows_MD: Array, weight_M1: Array | None = None) -> Array:
         """Returns the output of each row, MD."""
         up_MF = self.project(params["up_proj"], rows_MD)
         if "gate_proj" in params:
-            gate_MF = activate(self.activation, self.project(params["gate_proj"], rows_MD))
-            hidden_MF = gate_MF * up_MF
+            gate_MF = self.project(params["gate_proj"], rows_MD)
+            hidden_MF = gated(self.config, gate_MF, up_MF)
         else:
-            hidden_MF = activate(self.activation, up_MF)
+            hidden_MF = activate(self.config.activation, up_MF)
         out_MD = self.project(params["down_proj"], hidden_MF)
         return out_MD if weight_M1 is None else out_MD * weight_M1
 

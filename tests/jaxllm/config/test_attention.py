@@ -1,8 +1,9 @@
 """Invalid attention configs are rejected by full field name."""
 
 import pytest
+from tiny import TINY
 
-from jaxllm.config import AttentionConfig, TemperatureConfig
+from jaxllm.config import AttentionConfig, LatentConfig, TemperatureConfig, with_fields
 
 
 @pytest.mark.parametrize(
@@ -25,3 +26,22 @@ def test_zero_temperature_scale_is_rejected():
         ValueError, match=r"attention\.temperature\.floor_scale=0\.0 is not positive"
     ):
         TemperatureConfig(floor_scale=0.0)
+
+
+def test_invalid_latent_attention_is_rejected():
+    sizes = {"kv_rank": 8, "rope_dim": 4, "value_dim": 6}
+    with pytest.raises(ValueError, match=r"attention\.latent\.query_rank=0 is less than 1"):
+        LatentConfig(**sizes, query_rank=0)
+    latent = LatentConfig(**sizes)
+    with pytest.raises(ValueError, match=r"excludes attention\.sinks=True, attention\.window=4"):
+        AttentionConfig(latent=latent, sinks=True, window=4)
+    with pytest.raises(ValueError, match=r"num_kv_heads=2 with attention\.latent: it must be"):
+        with_fields(TINY, {"attention.latent": latent})
+    wide = LatentConfig(kv_rank=8, rope_dim=4, value_dim=20)
+    with pytest.raises(ValueError, match=r"value_dim=20 must be at most head_dim=16"):
+        with_fields(TINY, {"attention.latent": wide, "num_kv_heads": 4})
+
+
+def test_cross_attention_has_no_sinks():
+    with pytest.raises(ValueError, match=r"attention\.cross=True with attention\.sinks=True"):
+        with_fields(TINY, {"attention.cross": True, "attention.sinks": True})

@@ -9,7 +9,8 @@ from flax import nnx
 from tiny import TINY, random_model, relative_l2
 from torch.nn.functional import silu
 
-from jaxllm.config import MlpConfig, NumericsConfig
+from jaxllm.config import ClampConfig, MlpConfig, NumericsConfig
+from jaxllm.layers.mlp import gated
 
 TOLERANCE = 2e-6  # relative L2, float32
 
@@ -69,3 +70,11 @@ def test_bfloat16_is_close_to_float32():
     )
     assert low.dtype == jnp.bfloat16
     assert relative_l2(low, mlp_of(mlp=MlpConfig(bias=True))(x_BTD)) < 2e-2
+
+
+def test_a_clamped_gate_equals_the_formula_of_gpt_oss():
+    gate, up = np.random.default_rng(0).standard_normal((2, 3, 50)).astype(np.float32)
+    g, u = torch.tensor(gate).clamp(max=0.7), torch.tensor(up).clamp(-0.7, 0.7)
+    expected = g * torch.sigmoid(1.3 * g) * (u + 1)
+    config = MlpConfig(clamp=ClampConfig(limit=0.7, alpha=1.3))
+    assert relative_l2(gated(config, jnp.asarray(gate), jnp.asarray(up)), expected) < TOLERANCE

@@ -33,6 +33,7 @@ class _Description:
     axes: Callable[[DecoderConfig], Mapping[str, int]]
     ignored: Mapping[str, str]
     unlike: Mapping[str, str]
+    carried: Callable[[Layout], Mapping[str, str]]
     embedding: str
     head: str
 
@@ -75,6 +76,7 @@ class _Description:
             tied={self.head: self.embedding} if config.head.tied else {},
             ignored=self.ignored,
             unlike=self.unlike,
+            carried=self.carried(layout),
         )
 
 
@@ -88,6 +90,7 @@ def described_family(
     axes: Callable[[DecoderConfig], Mapping[str, int]] = lambda config: {},
     ignored: Mapping[str, str] = NOTHING,
     unlike: Mapping[str, str] = NOTHING,
+    carried: Callable[[Layout], Mapping[str, str]] = lambda layout: NOTHING,
     prefix: str = "model.",
     embedding: str = "embed_tokens.weight",
     head: str = "lm_head.weight",
@@ -104,6 +107,7 @@ def described_family(
         axes: sizes of axes of the rules besides those of `decoder_sizes`.
         ignored: see `RuleTable`.
         unlike: see `RuleTable`.
+        carried: returns what `RuleTable` says of tensors that are carried along.
         prefix: of the names of the model without its head.
         embedding: the name of the embedding after the prefix.
         head: the name of the head.
@@ -111,7 +115,7 @@ def described_family(
     """
     described = _Description(
         *(model_type, architecture, tuple(parts), rules, read_layout, axes, ignored, unlike),
-        *(prefix + embedding, head),
+        *(carried, prefix + embedding, head),
     )
     return hf_family(
         model_type,

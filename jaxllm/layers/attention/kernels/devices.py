@@ -33,9 +33,12 @@ def on_devices(kernel: Apply, q_BTNH: Array, k_BTKH: Array, v_BTKH: Array, call:
         kernel: computes attention on one device.
         q_BTNH: queries.
         k_BTKH: keys. One that is NaN makes NaN of the queries that see it and of no others.
-        v_BTKH: values.
+        v_BTKH: values, perhaps narrower than keys.
         call: its order and shard are not used.
     """
+    if missing := k_BTKH.shape[-1] - v_BTKH.shape[-1]:  # kernels have values as wide as keys
+        wide_BTKH = jnp.pad(v_BTKH, [(0, 0)] * 3 + [(0, missing)])
+        return on_devices(kernel, q_BTNH, k_BTKH, wide_BTKH, call)[..., : v_BTKH.shape[-1]]
     # To queries that do not see a key of NaN, its value would be 0 * NaN.
     v_BTKH = jnp.where(jnp.isnan(k_BTKH).any(-1, keepdims=True), 0, v_BTKH)
     mesh = multi_device_mesh()

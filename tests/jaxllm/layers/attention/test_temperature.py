@@ -10,7 +10,7 @@ from tiny import TINY, random_of, relative_l2
 
 from jaxllm.config import LayerKind, TemperatureConfig, with_fields
 from jaxllm.interop.reference.positions import apply_rope, compute_freqs_cis
-from jaxllm.layers.attention.attention import temperature_growth
+from jaxllm.layers.attention.temperature import temperature_growth
 
 CONFIG = with_fields(
     TINY,

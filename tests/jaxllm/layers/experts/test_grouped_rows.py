@@ -7,6 +7,7 @@ import pytest
 from tiers import examples
 from tiny import relative_l2
 
+from jaxllm.config import MlpConfig
 from jaxllm.layers.experts.grouped_rows import SMALLEST, Blocking, Blocks, blocking, map_groups
 from jaxllm.layers.experts.moe import ExpertMLP
 
@@ -19,7 +20,7 @@ COUNTS = {
     "many": [SMALLEST, 1, 2 * SMALLEST + 5, 0, SMALLEST - 1],
     "none": [0, 0, 0],
 }
-MLP = ExpertMLP("silu", "float32")
+MLP = ExpertMLP(MlpConfig(), "float32")
 
 
 def draw(seed: int, *shapes: tuple[int, ...]) -> list[jax.Array]:
@@ -112,7 +113,7 @@ def test_kernel_gradient_is_not_rounded_to_the_activation_dtype():
     """Sums in bfloat16 would stall: 1 + 1/512 rounds to 1."""
     rows = jnp.asarray([[1.0], [1 / 512]], jnp.bfloat16)
     params = {name: (jnp.ones((1, 1, 1)), None) for name in ("up_proj", "down_proj")}
-    relu, counts = ExpertMLP("relu", "bfloat16"), jnp.asarray([2])
+    relu, counts = ExpertMLP(MlpConfig(activation="relu"), "bfloat16"), jnp.asarray([2])
 
     def loss(params):
         return map_groups(relu, BLOCKING, params, (rows,), counts).sum()
@@ -124,7 +125,7 @@ def test_kernel_gradient_is_not_rounded_to_the_activation_dtype():
 
 def test_matrices_are_rounded_to_the_dtype_of_the_rows():
     params, (rows,) = params_of(3), draw(0, (20, D))
-    counts, half = jnp.asarray([7, 5, 8]), ExpertMLP("silu", "bfloat16")
+    counts, half = jnp.asarray([7, 5, 8]), ExpertMLP(MlpConfig(), "bfloat16")
     found = map_groups(half, BLOCKING, params, (rows.astype(jnp.bfloat16),), counts)
     assert found.dtype == jnp.bfloat16
     exact = map_groups(MLP, BLOCKING, params, (rows,), counts)
