@@ -1,8 +1,9 @@
 """Generation: continues prompts, greedily or by sampling, with a loop that runs on the device."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Self, TypeVar
 
+import jax.numpy as jnp
 import numpy as np
 
 from jaxllm.config.checks import check_seed
@@ -11,13 +12,15 @@ from jaxllm.layers.attention.cache import CacheDtype
 from jaxllm.models import Model, TokenModel
 
 from .continuation import Continuation, Decodes, Follower, Stream
-from .loop import Program, advance, begin
+from .loop import Program, Progress, advance, begin
 from .prompts import batch_size, bucket_size, check_prompts, check_token_model, pad_prompts
 from .rules import TokenRules
 from .sampling import Sampling
 from .scores.processors import Processor, Settings
 from .scores.settings import stack_settings
-from .weights import decoding_weights
+from .speculative import Pair, check_draft
+from .speculative import advance as advance_drafted
+from .speculative import begin as begin_drafted
 
 GREEDY = Sampling()
 NO_RULES = TokenRules()
@@ -40,6 +43,8 @@ def generate(
     tokenizer: Decodes | None = None,
     processor: Processor | None = None,
     cache_dtype: CacheDtype | None = None,
+    draft: Model | None = None,
+    num_draft_tokens: int = 4,
     stream: Stream | None = None,
 ) -> list[Continuation]:
     """Continues each prompt, greedily or by sampling.
@@ -63,6 +68,9 @@ def generate(
         tokenizer: decodes the tokens, so that continuations have a text.
         processor: changes the scores BV, given the `Text` so far, before sampling.
         cache_dtype: of keys and values, such as "int8". Default: that of the activations.
+        draft: a smaller model of the same vocabulary that proposes tokens, which `model` reads
+            together; greedy tokens and the distribution of samples stay the same.
+        num_draft_tokens: tokens to propose at a time.
         stream: called with a row's index and its next tokens as soon as they are there.
 
     Raises:
@@ -74,15 +82,49 @@ def generate(
     rows = _Rows.of(model, prompts, sampling, rules, seed, num_return_sequences)
     settings, ends = rows.settings(max_new_tokens, eos_ids, stop_ids), {*eos_ids, *stop_ids}
     follower = Follower(len(rows.prompts), ends, tokenizer, tuple(stop_strings), stream)
-    graphdef, params = decoding_weights(model)
-    program = Program(graphdef, processor, cache_dtype)
-    steps = np.int32(follower.steps or max_new_tokens)
-    room, (tokens, lengths) = bucket_size(max_new_tokens), pad_prompts(rows.padded)
-    progress = begin(program, room, params, tokens, lengths, settings, steps)
-    while (ended_B := follower.follow(progress)) is not None:
-        progress = progress._replace(ended_B=ended_B)
-        progress = advance(program, params, progress, settings, steps)
+    if draft is not None:
+        draft = check_draft(model, draft, prompts, max_new_tokens, num_draft_tokens)
+    loop = _Loop.of(model, draft, num_draft_tokens, processor, cache_dtype)
+    progress = loop.run(rows.padded, max_new_tokens, settings, follower)
     return follower.continuations(progress, with_log_probs=return_logprobs)
+
+
+class _Loop(NamedTuple):
+    """A decoding loop, with or without a draft model: its functions, program and weights."""
+
+    begin: Callable[..., Progress]
+    advance: Callable[..., Progress]
+    program: Program | Pair
+    params: Any
+
+    @classmethod
+    def of(
+        cls,
+        model: TokenModel,
+        draft: TokenModel | None,
+        num_draft_tokens: int,
+        processor: Processor | None,
+        cache_dtype: CacheDtype | None,
+    ) -> Self:
+        program, params = Program.of(model, processor, cache_dtype)
+        if draft is None:
+            return cls(begin, advance, program, params)
+        drafting, draft_params = Program.of(draft, processor, cache_dtype)
+        pair = Pair(program, drafting, num_draft_tokens)
+        return cls(begin_drafted, advance_drafted, pair, (params, draft_params))
+
+    def run(
+        self, prompts: list[Sequence[int]], limit: int, settings: Settings, follower: Follower
+    ) -> Progress:
+        """Generates up to `limit` tokens of each row, until the follower has all."""
+        steps, room = np.int32(follower.steps or limit), bucket_size(limit)
+        tokens, lengths = pad_prompts(prompts)
+        given = tokens, lengths, settings, steps
+        progress = self.begin(self.program, room, self.params, *given)
+        while (ended_B := follower.follow(progress)) is not None:
+            progress = progress._replace(ended_B=jnp.asarray(ended_B))
+            progress = self.advance(self.program, self.params, progress, settings, steps)
+        return progress
 
 
 class _Rows(NamedTuple):

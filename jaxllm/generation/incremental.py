@@ -46,6 +46,7 @@ def prefill(
     lengths_B: Array,
     room: int,
     cache_dtype: CacheDtype | None = None,
+    spare: int = 0,
 ) -> Prefilled:
     """Reads the prompts.
 
@@ -57,6 +58,7 @@ def prefill(
         lengths_B: tokens per prompt, without padding.
         room: number of further tokens that the cache has room for.
         cache_dtype: of the cache. Default: that of the activations.
+        spare: how many of the last tokens may be taken back; see `init_cache`.
 
     Returns:
         The decoder, ready to generate the next token of each row.
@@ -70,7 +72,7 @@ def prefill(
         tokens_BT = jnp.full_like(tokens_BT[:, :1], model.config.start_token)
         model, lengths_B = model.decoder, jnp.ones_like(lengths_B)
     B, T = tokens_BT.shape
-    empty = model.init_cache(B, T + room, source, cache_dtype)
+    empty = model.init_cache(B, T + room, source, cache_dtype, spare)
     x_BD, cache = _read(model, tokens_BT, lengths_B, empty)
     return Prefilled(model, x_BD, cache, tokens_BT, lengths_B)
 

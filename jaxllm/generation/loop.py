@@ -1,7 +1,7 @@
 """The decoding loop, which runs on the device: one compiled program serves all settings."""
 
 import functools
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
@@ -13,9 +13,11 @@ from jaxllm.models import Decoder, EncoderDecoder, TokenModel
 
 from .incremental import decode_step, prefill
 from .scores.processors import EOS, STOP, Processor, Settings, Text, choose, process
+from .weights import decoding_weights
 
 # Why a row has ended, in `Progress.ended_B`.
 RUNNING, AT_EOS, AT_STOP, AT_LIMIT, NOT_FINITE = range(5)
+NO_TOKEN = -1  # in place of a token whose scores are NaN
 
 
 class Progress(NamedTuple):
@@ -26,6 +28,15 @@ class Progress(NamedTuple):
     cache: Caches
     log_probs_BS: Array  # log-probability of each new token, before any processing
     ended_B: Array
+    draft: "Drafting | None" = None  # with a draft model
+
+
+class Drafting(NamedTuple):
+    """What a draft model has read and proposed."""
+
+    cache: Caches
+    drafted_B: Array  # tokens proposed so far
+    accepted_B: Array  # those of them that were taken
 
 
 class Program(NamedTuple):
@@ -35,9 +46,25 @@ class Program(NamedTuple):
     processor: Processor | None = None  # the user's own
     cache_dtype: CacheDtype | None = None
 
+    @classmethod
+    def of(
+        cls,
+        model: TokenModel,
+        processor: Processor | None = None,
+        cache_dtype: CacheDtype | None = None,
+    ) -> tuple[Self, dict]:
+        """Returns the program of a model, and its weights."""
+        graphdef, params = decoding_weights(model)
+        return cls(graphdef, processor, cache_dtype), params
+
     def model(self, params: dict) -> TokenModel:
         """Returns the model with these weights."""
         return nnx.merge(self.graphdef, nnx.State(params))
+
+    def scores(self, logits_BV: Array, text: Text, settings: Settings) -> Array:
+        """Returns the scores of the next token, BV, by all processors."""
+        scores_BV = process(logits_BV, text, settings)
+        return scores_BV if self.processor is None else self.processor(scores_BV, text)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
@@ -94,28 +121,43 @@ def _add_token(
     program: Program, model: Decoder, progress: Progress, settings: Settings
 ) -> Progress:
     """Chooses the next token of each row that has not ended, and adds it."""
-    text, x_BD, _, log_probs_BS, ended_B = progress
-    rows, is_running_B = jnp.arange(len(ended_B)), ended_B == RUNNING
-    logits_BV = model.unembed(x_BD[:, None])[:, 0]
-    scores_BV = process(logits_BV, text, settings)
-    if program.processor is not None:
-        scores_BV = program.processor(scores_BV, text)
-    new_B = text.lengths_B - text.starts_B
-    token_B = choose(scores_BV, settings, new_B)
+    text = progress.text
+    logits_BV = model.unembed(progress.x_BD[:, None])[:, 0]
+    scores_BV = program.scores(logits_BV, text, settings)
+    token_B = choose(scores_BV, settings, text.lengths_B - text.starts_B)
+    token_B = jnp.where(jnp.isnan(scores_BV).any(-1), NO_TOKEN, token_B)
+    return add_token(progress, token_B, logits_BV, settings, progress.ended_B == RUNNING)
+
+
+def add_token(
+    progress: Progress, token_B: Array, logits_BV: Array, settings: Settings, is_adding_B: Array
+) -> Progress:
+    """Adds a token to some rows, and ends those whose last one it is.
+
+    Args:
+        progress: the rows so far.
+        token_B: the token of each row, NO_TOKEN if its scores are NaN.
+        logits_BV: from which it was chosen, before any processing.
+        settings: of each row.
+        is_adding_B: the rows to change.
+    """
+    text, log_probs_BS = progress.text, progress.log_probs_BS
+    new_B, rows = text.lengths_B - text.starts_B, jnp.arange(len(token_B))
+    is_nan_B, token_B = token_B == NO_TOKEN, jnp.maximum(token_B, 0)
     log_prob_B = logits_BV[rows, token_B] - jax.nn.logsumexp(logits_BV, axis=-1)
 
-    places = rows, jnp.where(is_running_B, text.lengths_B, text.tokens_BS.shape[1])  # dropped
+    places = rows, jnp.where(is_adding_B, text.lengths_B, text.tokens_BS.shape[1])  # dropped
     sets_B = settings.sets_BV[rows, token_B]
     reason_B = jnp.where(new_B + 1 >= settings.limit_B, AT_LIMIT, RUNNING)
     for bit, reason in ((STOP, AT_STOP), (EOS, AT_EOS)):
         reason_B = jnp.where((sets_B & jnp.uint8(bit)) != 0, reason, reason_B)
-    reason_B = jnp.where(jnp.isnan(scores_BV).any(-1), NOT_FINITE, reason_B)
+    reason_B = jnp.where(is_nan_B, NOT_FINITE, reason_B)
     return progress._replace(
         text=Text(
             text.tokens_BS.at[places].set(token_B),
-            text.lengths_B + is_running_B,
+            text.lengths_B + is_adding_B,
             text.starts_B,
         ),
         log_probs_BS=log_probs_BS.at[places].set(log_prob_B),
-        ended_B=jnp.where(is_running_B, reason_B, ended_B).astype(jnp.int32),
+        ended_B=jnp.where(is_adding_B, reason_B, progress.ended_B).astype(jnp.int32),
     )
