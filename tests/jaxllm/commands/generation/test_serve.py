@@ -20,6 +20,7 @@ from jaxllm.interop import load_pretrained, save_pretrained
 from jaxllm.tokenization import load_tokenizer
 from jaxllm.tokenization.chat import render_chat
 
+pytestmark = pytest.mark.torch  # `transformers serve` needs it
 TEMPLATE = "{% for m in messages %}{{ m.role }}: {{ m.content }} {% endfor %}<s>"
 MESSAGES = [{"role": "user", "content": "the cat"}]
 
