@@ -10,6 +10,7 @@ from jax import Array
 from jaxllm.config import StackConfig
 from jaxllm.layers.attention.cache import CacheDtype, Caches, with_nothing_written
 from jaxllm.layers.context import Context
+from jaxllm.layers.vision import MaskedEmbedding
 from jaxllm.models import Decoder, EncoderDecoder, TokenModel
 
 from .scores.processors import Text
@@ -47,6 +48,7 @@ def prefill(
     room: int,
     cache_dtype: CacheDtype | None = None,
     spare: int = 0,
+    image: MaskedEmbedding | None = None,
 ) -> Prefilled:
     """Reads the prompts.
 
@@ -59,6 +61,7 @@ def prefill(
         room: number of further tokens that the cache has room for.
         cache_dtype: of the cache. Default: that of the activations.
         spare: how many of the last tokens may be taken back; see `init_cache`.
+        image: embeddings in place of the image tokens of the prompts.
 
     Returns:
         The decoder, ready to generate the next token of each row.
@@ -73,12 +76,16 @@ def prefill(
         model, lengths_B = model.decoder, jnp.ones_like(lengths_B)
     B, T = tokens_BT.shape
     empty = model.init_cache(B, T + room, source, cache_dtype, spare)
-    x_BD, cache = _read(model, tokens_BT, lengths_B, empty)
+    x_BD, cache = _read(model, tokens_BT, lengths_B, empty, image)
     return Prefilled(model, x_BD, cache, tokens_BT, lengths_B)
 
 
 def _read(
-    model: Decoder, tokens_BT: Array, lengths_B: Array, cache: Caches
+    model: Decoder,
+    tokens_BT: Array,
+    lengths_B: Array,
+    cache: Caches,
+    image: MaskedEmbedding | None = None,
 ) -> tuple[Array, Caches]:
     """Reads whole texts; returns the hidden state of each row's last token, BD, and the cache.
 
@@ -91,9 +98,12 @@ def _read(
     def read(last_BD: Array | None, cache: Caches, start: Array | int) -> tuple[Array, Caches]:
         positions_BT = jnp.broadcast_to(start + jnp.arange(size)[None], (B, size))
         positions_BT = jnp.where(positions_BT < lengths_B[:, None], positions_BT, -1)  # padding
-        chunk_BT = jax.lax.dynamic_slice_in_dim(tokens_BT, start, size, axis=1)
+        chunk_BT, own = jax.tree.map(
+            lambda x: jax.lax.dynamic_slice_in_dim(x, start, size, axis=1), (tokens_BT, image)
+        )
         given = with_nothing_written(cache) if last_BD is None else cache
-        x_BTD, written, _ = model.hidden(chunk_BT, Context(positions_BT=positions_BT), given)
+        context = Context(positions_BT=positions_BT)
+        x_BTD, written, _ = model.hidden(chunk_BT, context, given, image_embedding=own)
         assert written is not None, "a cache was given"
         last_B = lengths_B - 1 - start
         own_BD = x_BTD[rows, jnp.clip(last_B, 0, size - 1)]
@@ -102,7 +112,10 @@ def _read(
         is_own_B1 = ((last_B >= 0) & (last_B < size))[:, None]
         return jnp.where(is_own_B1, own_BD, last_BD), written
 
-    tokens_BT = jnp.pad(tokens_BT, ((0, 0), (0, -T % size)))
+    tokens_BT, image = jax.tree.map(
+        lambda x: jnp.pad(x, ((0, 0), (0, -T % size), *[(0, 0)] * (x.ndim - 2))),
+        (tokens_BT, image),
+    )
     carry = read(None, cache, 0)
     if size >= T:
         return carry

@@ -9,6 +9,7 @@ from flax import nnx
 from jax import Array
 
 from jaxllm.layers.attention.cache import CacheDtype, Caches
+from jaxllm.layers.vision import MaskedEmbedding
 from jaxllm.models import Decoder, EncoderDecoder, TokenModel
 
 from .incremental import decode_step, prefill
@@ -67,6 +68,16 @@ class Program(NamedTuple):
         return scores_BV if self.processor is None else self.processor(scores_BV, text)
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def embed_images(
+    program: Program, params: dict, images_ICHW: Array, tokens_BT: Array
+) -> MaskedEmbedding:
+    """Embeds images in place of the image tokens, in order, row by row."""
+    model = program.model(params)
+    assert isinstance(model, Decoder), "checked with the images"
+    return model.embed_images(images_ICHW, tokens_BT)
+
+
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def begin(
     program: Program,
@@ -76,12 +87,14 @@ def begin(
     lengths_B: Array,
     settings: Settings,
     steps: Array,
+    image: MaskedEmbedding | None = None,
 ) -> Progress:
     """Reads the prompts and generates up to `steps` tokens, of the `room` that there is for each.
 
     Rows without a token to generate, whose limit is 0, have ended.
     """
-    start = prefill(program.model(params), tokens_BT, lengths_B, room, program.cache_dtype)
+    model, dtype = program.model(params), program.cache_dtype
+    start = prefill(model, tokens_BT, lengths_B, room, dtype, image=image)
     text = start.text(jnp.zeros((len(lengths_B), room), jnp.int32), jnp.int32(0))
     ended_B = jnp.where(settings.limit_B > 0, RUNNING, AT_LIMIT).astype(jnp.int32)
     no_probs_BS = jnp.zeros(text.tokens_BS.shape)

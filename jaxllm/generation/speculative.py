@@ -14,6 +14,7 @@ from jax import Array
 from jaxllm.errors import UserError
 from jaxllm.layers.attention.cache import Caches
 from jaxllm.layers.context import Context
+from jaxllm.layers.vision import MaskedEmbedding
 from jaxllm.models import Decoder, EncoderDecoder, Model, TokenModel
 
 from .incremental import prefill
@@ -103,14 +104,16 @@ def begin(
     lengths_B: Array,
     settings: Settings,
     rounds: Array,
+    image: MaskedEmbedding | None = None,
 ) -> Progress:
     """Reads the prompts with both models and generates for `rounds`; see `loop.begin`.
 
-    The caches hold each text but for its last token, which the next round reads (again).
+    The caches hold each text but for its last token, which the next round reads (again). The draft
+    model does not see images.
     """
     start, ahead = (
-        prefill(one.model(own), tokens_BT, lengths_B, room, one.cache_dtype, pair.num_tokens)
-        for one, own in zip((pair.target, pair.draft), params, strict=True)
+        prefill(one.model(own), tokens_BT, lengths_B, room, one.cache_dtype, pair.num_tokens, seen)
+        for one, own, seen in zip(pair[:2], params, (image, None), strict=True)
     )
     text = start.text(jnp.zeros((len(lengths_B), room), jnp.int32), jnp.int32(0))
     ended_B = jnp.where(settings.limit_B > 0, RUNNING, AT_LIMIT).astype(jnp.int32)
