@@ -99,7 +99,7 @@ def begin(
     ended_B = jnp.where(settings.limit_B > 0, RUNNING, AT_LIMIT).astype(jnp.int32)
     no_probs_BS = jnp.zeros(text.tokens_BS.shape)
     progress = Progress(text, start.x_BD, start.cache, no_probs_BS, ended_B)
-    return _loop(program, start.model, progress, settings, steps)
+    return go_on(program, start.model, progress, settings, steps)
 
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnames="progress")
@@ -109,12 +109,14 @@ def advance(
     """Generates up to `steps` more tokens of each row that has not ended."""
     model = program.model(params)
     decoder = model.decoder if isinstance(model, EncoderDecoder) else model
-    return _loop(program, decoder, progress, settings, steps)
+    return go_on(program, decoder, progress, settings, steps)
 
 
-def _loop(
+def go_on(
     program: Program, model: Decoder, progress: Progress, settings: Settings, steps: Array
 ) -> Progress:
+    """Generates up to `steps` tokens of each row that has not ended, in a traced loop."""
+
     def is_running(carry: tuple[Array, Progress]) -> Array:
         i, progress = carry
         return (i < steps) & (progress.ended_B == RUNNING).any()

@@ -19,7 +19,8 @@ from .options import NEW_TOKENS, find_settings
 from .tokenizers import check_vocabulary, find_tokenizer_of
 
 if TYPE_CHECKING:
-    from jaxllm.generation import Continuation
+    from jaxllm.generation import Continuation, Session
+    from jaxllm.generation.continuation import Stream
     from jaxllm.interop.loading.generation_config import GenerationConfig
     from jaxllm.models import TokenModel
     from jaxllm.tokenization import Tokenizer
@@ -52,6 +53,33 @@ class Writer(NamedTuple):
             draft=self.draft,
             num_draft_tokens=self.num_draft_tokens,
             **options,
+        )
+
+    def session(self) -> "Session | None":
+        """Returns a session, which reads a conversation once; None for models that have none."""
+        from jaxllm.generation import Session
+        from jaxllm.models import Decoder
+
+        if self.draft is not None or not isinstance(self.model, Decoder):
+            return None
+        return Session(self.model, cache_dtype=self.cache_dtype)  # type: ignore[arg-type]
+
+    def answer(
+        self, session: "Session | None", prompt: list[int], seed: int, stream: "Stream"
+    ) -> None:
+        """Continues a prompt, of which a session reads only what is new."""
+        settings = self.settings
+        if session is None:
+            self.write([prompt], seed=seed, stream=stream)
+            return
+        session.generate(
+            prompt,
+            settings.max_new_tokens or NEW_TOKENS,
+            sampling=settings.sampling,
+            rules=settings.rules,
+            eos_ids=settings.eos_ids,
+            seed=seed,
+            stream=stream,
         )
 
     def text(self, tokens: list[int]) -> str:
