@@ -18,6 +18,8 @@ from .weights import decoding_weights
 
 # Why a row has ended, in `Progress.ended_B`.
 RUNNING, AT_EOS, AT_STOP, AT_LIMIT, NOT_FINITE = range(5)
+# XLA for GPUs would join the kernels of q, k and v at each token, and so move them three times.
+IN_LOOPS = {"xla_gpu_dot_merger_threshold_mb": 0}
 NO_TOKEN = -1  # in place of a token whose scores are NaN
 
 
@@ -78,7 +80,7 @@ def embed_images(
     return model.embed_images(images_ICHW, tokens_BT)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
+@functools.partial(jax.jit, static_argnums=(0, 1), compiler_options=IN_LOOPS)
 def begin(
     program: Program,
     room: int,
@@ -102,7 +104,7 @@ def begin(
     return go_on(program, start.model, progress, settings, steps)
 
 
-@functools.partial(jax.jit, static_argnums=0, donate_argnames="progress")
+@functools.partial(jax.jit, static_argnums=0, donate_argnames="progress", compiler_options=IN_LOOPS)
 def advance(
     program: Program, params: dict, progress: Progress, settings: Settings, steps: Array
 ) -> Progress:

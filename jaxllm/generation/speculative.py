@@ -18,7 +18,7 @@ from jaxllm.layers.vision import MaskedEmbedding
 from jaxllm.models import Decoder, EncoderDecoder, Model, TokenModel
 
 from .incremental import prefill
-from .loop import AT_LIMIT, NO_TOKEN, RUNNING, Drafting, Program, Progress, add_token
+from .loop import AT_LIMIT, IN_LOOPS, NO_TOKEN, RUNNING, Drafting, Program, Progress, add_token
 from .prompts import check_prompts, check_token_model
 from .scores.processors import Settings, Text, warp
 
@@ -95,7 +95,7 @@ def _check_frequencies(model: TokenModel, longest: int) -> None:
         )
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
+@functools.partial(jax.jit, static_argnums=(0, 1), compiler_options=IN_LOOPS)
 def begin(
     pair: Pair,
     room: int,
@@ -123,7 +123,7 @@ def begin(
     return _loop(pair, params, progress, settings, rounds)
 
 
-@functools.partial(jax.jit, static_argnums=0, donate_argnames="progress")
+@functools.partial(jax.jit, static_argnums=0, donate_argnames="progress", compiler_options=IN_LOOPS)
 def advance(
     pair: Pair, params: Params, progress: Progress, settings: Settings, rounds: Array
 ) -> Progress:

@@ -13,7 +13,7 @@ from jaxllm.errors import UserError
 from jaxllm.generation.continuation import Continuation, Follower, Stream
 from jaxllm.generation.decode import GREEDY, NO_RULES
 from jaxllm.generation.incremental import frequencies_change, read_texts
-from jaxllm.generation.loop import RUNNING, Program, Progress, advance, begin, go_on
+from jaxllm.generation.loop import IN_LOOPS, RUNNING, Program, Progress, advance, begin, go_on
 from jaxllm.generation.prompts import bucket_size, check_prompts, check_token_model, pad_prompts
 from jaxllm.generation.rules import TokenRules
 from jaxllm.generation.sampling import Sampling
@@ -145,7 +145,7 @@ class Session:
         self.known = tokens[: length - 1].tolist()  # the last one is not read
 
 
-@functools.partial(jax.jit, static_argnums=0, donate_argnames="cache")
+@functools.partial(jax.jit, static_argnums=0, donate_argnames="cache", compiler_options=IN_LOOPS)
 def _resume(
     program: Program,
     params: dict,
