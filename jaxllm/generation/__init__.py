@@ -1,10 +1,21 @@
-"""Text generation: greedy decoding, sampling, beam search, and batches that requests enter."""
+"""Generation: greedy decoding, sampling, beam search, batches that requests enter, vectors."""
 
 from .beam import beam_search
 from .continuation import Continuation
 from .decode import generate
-from .engine import Engine
 from .rules import TokenRules
 from .sampling import Sampling
+from .sessions.engine import Engine
+from .sessions.session import Session
+from .vectors import generate_vectors
 
-__all__ = ["Continuation", "Engine", "Sampling", "TokenRules", "beam_search", "generate"]
+__all__ = [
+    "Continuation",
+    "Engine",
+    "Sampling",
+    "Session",
+    "TokenRules",
+    "beam_search",
+    "generate",
+    "generate_vectors",
+]

@@ -35,6 +35,8 @@ class Continuation(list[int]):
             sampling; None unless they were asked for.
         text: the text of the tokens without the one that ended them, up to the first of
             `stop_strings`; None without a tokenizer.
+        drafted: the tokens that a draft model proposed; 0 without one.
+        accepted: those of them that the model took.
     """
 
     def __init__(
@@ -43,9 +45,12 @@ class Continuation(list[int]):
         ended: Ended,
         log_probs: list[float] | None = None,
         text: str | None = None,
+        drafted: int = 0,
+        accepted: int = 0,
     ):
         super().__init__(tokens)
         self.ended, self.log_probs, self.text = ended, log_probs, text
+        self.drafted, self.accepted = drafted, accepted
 
 
 class Follower:
@@ -113,6 +118,9 @@ class Follower:
         ended_B, starts_B = to_host(progress.ended_B), to_host(progress.text.starts_B)
         log_probs_BS = to_host(progress.log_probs_BS)
         check_finite(ended_B != NOT_FINITE)
+        counts_B2 = np.zeros((len(ended_B), 2), int)
+        if (draft := progress.draft) is not None:
+            counts_B2 = np.stack([to_host(draft.drafted_B), to_host(draft.accepted_B)], axis=1)
         found = []
         for row, tokens in enumerate(self.tokens):
             start = starts_B[row]
@@ -122,7 +130,9 @@ class Follower:
             if self.tokenizer is not None:
                 text = self._find(tokens) if stopped else self._decode(tokens)
             ended = "stop" if stopped else REASONS[int(ended_B[row])]
-            found.append(Continuation(tokens, ended, log_probs if with_log_probs else None, text))
+            own_log_probs = log_probs if with_log_probs else None
+            counts = counts_B2[row].tolist()
+            found.append(Continuation(tokens, ended, own_log_probs, text, *counts))
         return found
 
 

@@ -1,23 +1,35 @@
 """Generation: continues prompts, greedily or by sampling, with a loop that runs on the device."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Self, TypeVar
 
+import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from jaxllm.config.checks import check_seed
 from jaxllm.errors import UserError
 from jaxllm.layers.attention.cache import CacheDtype
+from jaxllm.layers.vision import MaskedEmbedding
 from jaxllm.models import Model, TokenModel
 
 from .continuation import Continuation, Decodes, Follower, Stream
-from .loop import Program, advance, begin
-from .prompts import batch_size, bucket_size, check_prompts, check_token_model, pad_prompts
+from .loop import Program, Progress, advance, begin, embed_images
+from .prompts import (
+    batch_size,
+    bucket_size,
+    check_images,
+    check_prompts,
+    check_token_model,
+    pad_prompts,
+)
 from .rules import TokenRules
 from .sampling import Sampling
 from .scores.processors import Processor, Settings
 from .scores.settings import stack_settings
-from .weights import decoding_weights
+from .speculative import Pair, check_draft
+from .speculative import advance as advance_drafted
+from .speculative import begin as begin_drafted
 
 GREEDY = Sampling()
 NO_RULES = TokenRules()
@@ -40,13 +52,15 @@ def generate(
     tokenizer: Decodes | None = None,
     processor: Processor | None = None,
     cache_dtype: CacheDtype | None = None,
+    images: Sequence[ArrayLike | None] | None = None,
+    draft: Model | None = None,
+    num_draft_tokens: int = 4,
     stream: Stream | None = None,
 ) -> list[Continuation]:
     """Continues each prompt, greedily or by sampling.
 
-    An encoder-decoder reads the prompt as its source and generates the target, which is returned
-    without the `config.start_token` that it begins with. Rows do not affect each other: a prompt
-    gives the same tokens alone and in a batch.
+    An encoder-decoder reads the prompt as its source and generates the target, without the
+    `config.start_token`. A prompt gives the same tokens alone and in a batch.
 
     Args:
         model: the layers may be scanned or not.
@@ -60,9 +74,12 @@ def generate(
         return_logprobs: whether to return the log-probability of each token.
         stop_ids: tokens that end a text like `eos_ids`, but that `rules` do not know.
         stop_strings: texts that end a continuation; they need a `tokenizer`.
-        tokenizer: decodes the tokens, so that continuations have a text.
+        tokenizer: decodes tokens, so that continuations have a text.
         processor: changes the scores BV, given the `Text` so far, before sampling.
         cache_dtype: of keys and values, such as "int8". Default: that of the activations.
+        images: of each prompt, (I, C, H, W), in the order of its image tokens; None: no image.
+        draft: a smaller model of the same vocabulary that proposes tokens: speculative decoding.
+        num_draft_tokens: tokens to propose at a time.
         stream: called with a row's index and its next tokens as soon as they are there.
 
     Raises:
@@ -71,18 +88,69 @@ def generate(
     """
     model = check_token_model(model)
     check_prompts(model, prompts, max_new_tokens)
-    rows = _Rows.of(model, prompts, sampling, rules, seed, num_return_sequences)
+    rows = _Rows.of(model, prompts, sampling, rules, seed, num_return_sequences, images)
     settings, ends = rows.settings(max_new_tokens, eos_ids, stop_ids), {*eos_ids, *stop_ids}
     follower = Follower(len(rows.prompts), ends, tokenizer, tuple(stop_strings), stream)
-    graphdef, params = decoding_weights(model)
-    program = Program(graphdef, processor, cache_dtype)
-    steps = np.int32(follower.steps or max_new_tokens)
-    room, (tokens, lengths) = bucket_size(max_new_tokens), pad_prompts(rows.padded)
-    progress = begin(program, room, params, tokens, lengths, settings, steps)
-    while (ended_B := follower.follow(progress)) is not None:
-        progress = progress._replace(ended_B=ended_B)
-        progress = advance(program, params, progress, settings, steps)
-    return follower.continuations(progress, with_log_probs=return_logprobs)
+    if draft is not None:
+        draft = check_draft(model, draft, prompts, max_new_tokens, num_draft_tokens)
+    loop = _Loop.of(model, draft, num_draft_tokens, processor, cache_dtype)
+    done = loop.run(rows.padded, max_new_tokens, settings, follower, rows.images)
+    return follower.continuations(done, with_log_probs=return_logprobs)
+
+
+class _Loop(NamedTuple):
+    """A decoding loop, with or without a draft model: its functions, program and weights."""
+
+    begin: Callable[..., Progress]
+    advance: Callable[..., Progress]
+    program: Program | Pair
+    params: Any
+
+    @classmethod
+    def of(
+        cls,
+        model: TokenModel,
+        draft: TokenModel | None,
+        num_draft_tokens: int,
+        processor: Processor | None,
+        cache_dtype: CacheDtype | None,
+    ) -> Self:
+        program, params = Program.of(model, processor, cache_dtype)
+        if draft is None:
+            return cls(begin, advance, program, params)
+        drafting, draft_params = Program.of(draft, processor, cache_dtype)
+        pair = Pair(program, drafting, num_draft_tokens)
+        return cls(begin_drafted, advance_drafted, pair, (params, draft_params))
+
+    def run(
+        self,
+        prompts: list[Sequence[int]],
+        limit: int,
+        settings: Settings,
+        follower: Follower,
+        images_ICHW: np.ndarray | None,
+    ) -> Progress:
+        """Generates up to `limit` tokens of each row, until the follower has all."""
+        steps, room = np.int32(follower.steps or limit), bucket_size(limit)
+        tokens, lengths = pad_prompts(prompts)
+        given = tokens, lengths, settings, steps, self._see(images_ICHW, tokens, lengths)
+        progress = self.begin(self.program, room, self.params, *given)
+        while (ended_B := follower.follow(progress)) is not None:
+            progress = progress._replace(ended_B=jnp.asarray(ended_B))
+            progress = self.advance(self.program, self.params, progress, settings, steps)
+        return progress
+
+    def _see(
+        self, images_ICHW: np.ndarray | None, tokens_BT: np.ndarray, lengths_B: np.ndarray
+    ) -> MaskedEmbedding | None:
+        if images_ICHW is None:
+            return None
+        is_pair = isinstance(self.program, Pair)
+        program = self.program.target if isinstance(self.program, Pair) else self.program
+        params = self.params[0] if is_pair else self.params
+        is_token_BT = np.arange(tokens_BT.shape[1]) < lengths_B[:, None]
+        tokens_BT = np.where(is_token_BT, tokens_BT, -1)  # padding is no image token
+        return embed_images(program, params, images_ICHW, tokens_BT)
 
 
 class _Rows(NamedTuple):
@@ -93,6 +161,7 @@ class _Rows(NamedTuple):
     rules: list[TokenRules]
     seeds: list[tuple[int, int]]  # a seed, and a number that tells rows of the same seed apart
     vocab_size: int
+    images: np.ndarray | None = None  # of all rows, in order
 
     @classmethod
     def of(
@@ -103,11 +172,13 @@ class _Rows(NamedTuple):
         rules: TokenRules | Sequence[TokenRules],
         seed: int | Sequence[int],
         times: int,
+        images: Sequence[ArrayLike | None] | None,
     ) -> Self:
         """Repeats each prompt and its settings. Raises UserError if they do not fit together."""
         if times < 1:
             raise UserError(f"num_return_sequences={times} is less than 1")
         count = len(prompts)
+        seen = None if images is None else check_images(model, prompts, images)
         own_rules = _of_each("rules", rules, TokenRules, count)
         for one in dict.fromkeys(own_rules):
             one.check(model.config.vocab_size)
@@ -123,6 +194,7 @@ class _Rows(NamedTuple):
             [own_rules[row] for row, _ in pairs],
             [(seeds[row], i if has_own else row * times + i) for row, i in pairs],
             model.config.vocab_size,
+            None if seen is None else np.concatenate([seen[row] for row, _ in pairs]),
         )
 
     @property

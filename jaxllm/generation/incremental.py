@@ -10,6 +10,7 @@ from jax import Array
 from jaxllm.config import StackConfig
 from jaxllm.layers.attention.cache import CacheDtype, Caches, with_nothing_written
 from jaxllm.layers.context import Context
+from jaxllm.layers.vision import MaskedEmbedding
 from jaxllm.models import Decoder, EncoderDecoder, TokenModel
 
 from .scores.processors import Text
@@ -46,6 +47,8 @@ def prefill(
     lengths_B: Array,
     room: int,
     cache_dtype: CacheDtype | None = None,
+    spare: int = 0,
+    image: MaskedEmbedding | None = None,
 ) -> Prefilled:
     """Reads the prompts.
 
@@ -57,6 +60,8 @@ def prefill(
         lengths_B: tokens per prompt, without padding.
         room: number of further tokens that the cache has room for.
         cache_dtype: of the cache. Default: that of the activations.
+        spare: how many of the last tokens may be taken back; see `init_cache`.
+        image: embeddings in place of the image tokens of the prompts.
 
     Returns:
         The decoder, ready to generate the next token of each row.
@@ -70,28 +75,39 @@ def prefill(
         tokens_BT = jnp.full_like(tokens_BT[:, :1], model.config.start_token)
         model, lengths_B = model.decoder, jnp.ones_like(lengths_B)
     B, T = tokens_BT.shape
-    empty = model.init_cache(B, T + room, source, cache_dtype)
-    x_BD, cache = _read(model, tokens_BT, lengths_B, empty)
+    empty = model.init_cache(B, T + room, source, cache_dtype, spare)
+    x_BD, cache = read_texts(model, tokens_BT, lengths_B, empty, image)
     return Prefilled(model, x_BD, cache, tokens_BT, lengths_B)
 
 
-def _read(
-    model: Decoder, tokens_BT: Array, lengths_B: Array, cache: Caches
+def read_texts(
+    model: Decoder,
+    tokens_BT: Array,
+    lengths_B: Array,
+    cache: Caches,
+    image: MaskedEmbedding | None = None,
+    starts_B: Array | None = None,
 ) -> tuple[Array, Caches]:
-    """Reads whole texts; returns the hidden state of each row's last token, BD, and the cache.
+    """Reads texts, in chunks; returns the hidden state of each row's last token, BD, and the cache.
 
-    What the cache holds is overwritten.
+    They are whole, and what the cache holds is overwritten; or, with `starts_B`, they continue the
+    first so many tokens in the cache.
     """
     B, T = tokens_BT.shape
-    size = T if _frequencies_change(model.config) else min(T, CHUNK)
+    size = T if frequencies_change(model.config) else min(T, CHUNK)
     rows = jnp.arange(B)
 
     def read(last_BD: Array | None, cache: Caches, start: Array | int) -> tuple[Array, Caches]:
-        positions_BT = jnp.broadcast_to(start + jnp.arange(size)[None], (B, size))
-        positions_BT = jnp.where(positions_BT < lengths_B[:, None], positions_BT, -1)  # padding
-        chunk_BT = jax.lax.dynamic_slice_in_dim(tokens_BT, start, size, axis=1)
-        given = with_nothing_written(cache) if last_BD is None else cache
-        x_BTD, written, _ = model.hidden(chunk_BT, Context(positions_BT=positions_BT), given)
+        places_BT = jnp.broadcast_to(start + jnp.arange(size)[None], (B, size))
+        positions_BT = places_BT if starts_B is None else places_BT + starts_B[:, None]
+        positions_BT = jnp.where(places_BT < lengths_B[:, None], positions_BT, -1)  # padding
+        chunk_BT, own = jax.tree.map(
+            lambda x: jax.lax.dynamic_slice_in_dim(x, start, size, axis=1), (tokens_BT, image)
+        )
+        is_first = last_BD is None and starts_B is None
+        given = with_nothing_written(cache) if is_first else cache
+        context = Context(positions_BT=positions_BT)
+        x_BTD, written, _ = model.hidden(chunk_BT, context, given, image_embedding=own)
         assert written is not None, "a cache was given"
         last_B = lengths_B - 1 - start
         own_BD = x_BTD[rows, jnp.clip(last_B, 0, size - 1)]
@@ -100,7 +116,10 @@ def _read(
         is_own_B1 = ((last_B >= 0) & (last_B < size))[:, None]
         return jnp.where(is_own_B1, own_BD, last_BD), written
 
-    tokens_BT = jnp.pad(tokens_BT, ((0, 0), (0, -T % size)))
+    tokens_BT, image = jax.tree.map(
+        lambda x: jnp.pad(x, ((0, 0), (0, -T % size), *[(0, 0)] * (x.ndim - 2))),
+        (tokens_BT, image),
+    )
     carry = read(None, cache, 0)
     if size >= T:
         return carry
@@ -140,15 +159,15 @@ def decode_step(
         return step
 
     def reread() -> tuple[Array, Caches]:
-        whole = _read(model, text.tokens_BS, text.lengths_B, cache)
+        whole = read_texts(model, text.tokens_BS, text.lengths_B, cache)
         return jax.tree.map(partial(jax.vmap(jnp.where), rereads_B), whole, step)
 
     rereads_B = positions_B == limit
     return jax.lax.cond(rereads_B.any(), reread, lambda: step)
 
 
-def _frequencies_change(config: StackConfig) -> bool:
-    """Whether the frequencies of RoPE depend on the length of what is read in one call."""
+def frequencies_change(config: StackConfig) -> bool:
+    """Returns whether the frequencies of RoPE depend on the length of what is read in one call."""
     return config.rope.scaling is not None and config.rope.scaling.kind in ("dynamic", "longrope")
 
 

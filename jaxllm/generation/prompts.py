@@ -4,6 +4,7 @@ import operator
 from collections.abc import Sequence
 
 import numpy as np
+from jax.typing import ArrayLike
 
 from jaxllm.config import EncoderDecoderConfig, check_has_head
 from jaxllm.config.checks import show
@@ -38,8 +39,8 @@ def check_token_model(model: Model) -> TokenModel:
     """Returns the model. Raises UserError if it has no vocabulary, or no head to choose from it."""
     if not isinstance(model, TokenModel):
         raise UserError(
-            f"a {type(model).__name__} has no vocabulary to generate from: call the model with "
-            "vectors instead"
+            f"a {type(model).__name__} has no vocabulary to generate from: `generate_vectors` "
+            "continues sequences of vectors"
         )
     check_has_head(model.config, "generate")
     return model
@@ -59,6 +60,38 @@ def check_prompts(model: TokenModel, prompts: Sequence[Sequence[int]], max_new_t
         if unknown := [token for token in prompt if not 0 <= token < vocab_size]:
             raise UserError(f"prompt {i} has token {unknown[0]}, but vocab_size={vocab_size}")
     _check_length(model, max(map(len, prompts)), max_new_tokens)
+
+
+def check_images(
+    model: TokenModel, prompts: Sequence[Sequence[int]], images: Sequence[ArrayLike | None]
+) -> list[np.ndarray]:
+    """Returns the images of each prompt, ICHW.
+
+    Raises UserError if the model does not see, or for images that do not fit its image tokens.
+    """
+    vision = model.config.vision if isinstance(model, Decoder) else None
+    if vision is None or vision.image_token is None:
+        raise UserError("images need a model with an image encoder and an image token")
+    if len(images) != len(prompts):
+        raise UserError(f"images has {len(images)} entries for {len(prompts)} prompts")
+    shape = (vision.num_channels, vision.image_size, vision.image_size)
+    each = vision.num_patches // vision.shuffle**2
+    found = []
+    for i, (prompt, given) in enumerate(zip(prompts, images, strict=True)):
+        own = np.zeros((0, *shape), np.float32) if given is None else np.asarray(given)
+        if own.shape[1:] != shape:
+            raise UserError(
+                f"the images of prompt {i} have shape {own.shape}; it must be (I, C, H, W) with "
+                f"(C, H, W)={shape}"
+            )
+        places = sum(token == vision.image_token for token in prompt)
+        if places != len(own) * each:
+            raise UserError(
+                f"prompt {i} has {places} image tokens ({vision.image_token}) for {len(own)} "
+                f"images, each of which takes {each}"
+            )
+        found.append(own)
+    return found
 
 
 def _check_are_token_ids(prompts: Sequence[Sequence[int]]) -> None:

@@ -5,10 +5,10 @@ import functools
 import jax
 from flax import nnx
 
-from jaxllm.models import TokenModel, with_scanned_layers
+from jaxllm.models import Model, with_scanned_layers
 
 
-def decoding_weights(model: TokenModel) -> tuple[nnx.GraphDef, dict]:
+def decoding_weights(model: Model) -> tuple[nnx.GraphDef, dict]:
     """Splits a model with layers one by one into its structure and its arrays.
 
     Scanned layers are unstacked by a program that is compiled once. Nothing but the caller holds

@@ -107,6 +107,7 @@ class SequenceModel(Stack):
         length: int,
         source: Source | None = None,
         dtype: CacheDtype | None = None,
+        spare: int = 0,
     ) -> Caches:
         """Returns an empty cache for each layer; see `Stack.init_cache`.
 
@@ -117,7 +118,7 @@ class SequenceModel(Stack):
                 "pooled=True: the mean needs the whole sequence, so a cache has no use"
             )
         check_length(length, self.config.longest)
-        return super().init_cache(batch_size, length, source, dtype)
+        return super().init_cache(batch_size, length, source, dtype, spare)
 
 
 def mean_of_tokens(x_BTD: Array, segment_ids_BT: Array | None) -> Array:

@@ -155,6 +155,7 @@ class Stack(nnx.Module):
         length: int,
         source: Source | None = None,
         dtype: CacheDtype | None = None,
+        spare: int = 0,
     ) -> Caches:
         """Returns an empty cache for each layer, stacked as the layers are.
 
@@ -166,6 +167,7 @@ class Stack(nnx.Module):
             length: number of tokens per row to make room for.
             source: the encoder's output, for a stack with cross-attention.
             dtype: of the keys and values of the tokens. Default: that of the activations.
+            spare: how many of the last tokens may be taken back, by writing others in their place.
 
         Raises:
             ValueError: the stack is not causal, or needs a source and has none.
@@ -181,7 +183,7 @@ class Stack(nnx.Module):
 
         def init(label: str) -> LayerCache:
             kind, count = self.config.kinds[layer_range(label)[0]], len(layer_range(label))
-            own = make_cache(self.config, kind, batch_size, length, dtype)
+            own = make_cache(self.config, kind, batch_size, length, dtype, spare)
             if count > 1:
                 own = jax.tree.map(lambda x: jnp.broadcast_to(x, (count, *x.shape)), own)
             return CrossCache(own, self._project_source(label, source)) if is_cross else own

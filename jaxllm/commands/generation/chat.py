@@ -63,6 +63,7 @@ class Conversation:
         self.writer, self.system, self.seed = writer, system, seed
         self.folder = check_template(writer.folder)
         self.messages = messages_of(system)
+        self.session = writer.session()  # what was read of the conversation
 
     def obey(self, command: str, rest: str) -> bool:
         """Runs a command of the user; returns whether the conversation goes on."""
@@ -108,7 +109,7 @@ class Conversation:
 
         try:
             prompt = self.writer.tokenizer.encode_chat(render_chat(self.folder, messages))
-            self.writer.write([prompt], seed=self.seed + len(messages), stream=follow)
+            self.writer.answer(self.session, prompt, self.seed + len(messages), follow)
         except KeyboardInterrupt:
             pass
         except UserError as error:

@@ -70,7 +70,8 @@ def add_commands(add: AddCommand) -> None:
     generate.add_argument(
         "--stats",
         action="store_true",
-        help="say on stderr when the first token came, how fast the others did, and peak memory",
+        help="say on stderr when the first token came, how fast the others did, peak memory, and "
+        "the share of drafted tokens that were accepted",
     )
     add_json(generate, "each prompt, its text, its tokens and why they ended")
     add_sampling(generate)
@@ -112,6 +113,8 @@ def _check(arguments: argparse.Namespace) -> None:
         )
     if arguments.beams and arguments.cache_dtype is not None:
         raise UserError("--beams cannot be combined with --cache-dtype")
+    if arguments.beams and arguments.draft is not None:
+        raise UserError("--beams cannot be combined with --draft: beam search takes no proposals")
     if arguments.beams and arguments.n > arguments.beams:
         raise UserError(f"--n {arguments.n} is more than --beams {arguments.beams}")
     if arguments.chat and arguments.untrusted:
@@ -158,7 +161,7 @@ def _stream(
         watch.note(tokens)
         add(tokens)
 
-    writer.write(prompts, seed=arguments.seed, stream=follow)
+    watch.note_drafts(writer.write(prompts, seed=arguments.seed, stream=follow))
     finish()
     print()
 
@@ -188,7 +191,9 @@ def _continue(
     options: dict[str, Any] = {"seed": arguments.seed, "num_return_sequences": arguments.n}
     if arguments.stats:
         options["stream"] = lambda row, tokens: watch.note(tokens)
-    return writer.write(prompts, **options)
+    rows = writer.write(prompts, **options)
+    watch.note_drafts(rows)
+    return rows
 
 
 def _show(arguments: argparse.Namespace, prompt: str, row: "Continuation", writer: Writer) -> None:

@@ -66,6 +66,19 @@ def add_model(command: argparse.ArgumentParser) -> None:
         metavar="DTYPE",
         help="of the cached keys and values: %(choices)s (default: that of the activations)",
     )
+    command.add_argument(
+        "--draft",
+        metavar="MODEL",
+        help="a smaller model of the same vocabulary that proposes tokens: the same text, faster "
+        "if many are accepted (speculative decoding)",
+    )
+    command.add_argument(
+        "--draft-tokens",
+        type=count,
+        default=4,
+        metavar="N",
+        help="tokens that it proposes at a time (default: %(default)s)",
+    )
     add_allowances(command)
 
 

@@ -7,7 +7,7 @@ from jaxllm.errors import UserError
 from jaxllm.hub import local_path
 
 if TYPE_CHECKING:
-    from jaxllm.models import TokenModel
+    from jaxllm.models import Model, TokenModel
     from jaxllm.tokenization import Tokenizer
 
 
@@ -43,6 +43,25 @@ def find_tokenizer_of(
         return None, tokenizer
     folder = companion_folder(local_path(place))
     return folder if folder.is_dir() else folder.parent, tokenizer
+
+
+def check_vocabulary(path: str, draft: "Model", tokenizer: "Tokenizer") -> "TokenModel":
+    """Returns a draft model. Raises UserError if its tokens do not mean what the tokenizer's do."""
+    from jaxllm.models import TokenModel
+
+    if not isinstance(draft, TokenModel):
+        raise UserError(f"{path} is a {type(draft).__name__}, which has no tokens to propose")
+    _, own = find_tokenizer_of(path, None, draft)
+    if own.fingerprint == tokenizer.fingerprint:
+        return draft
+    for token in range(min(own.vocab_size, tokenizer.vocab_size)):
+        ours, theirs = tokenizer.decode([token]), own.decode([token])
+        if ours != theirs:
+            raise UserError(
+                f"{path} has another vocabulary: its token {token} is {theirs!r}, the model's "
+                f"{ours!r}"
+            )
+    return draft
 
 
 def _tokenizer_of_run(path: Path, model: "TokenModel") -> tuple[str | None, str | None, bool]:

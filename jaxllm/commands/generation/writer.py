@@ -16,10 +16,11 @@ from jaxllm.hub import local_path
 from jaxllm.untrusted.printable import shown
 
 from .options import NEW_TOKENS, find_settings
-from .tokenizers import find_tokenizer_of
+from .tokenizers import check_vocabulary, find_tokenizer_of
 
 if TYPE_CHECKING:
-    from jaxllm.generation import Continuation
+    from jaxllm.generation import Continuation, Session
+    from jaxllm.generation.continuation import Stream
     from jaxllm.interop.loading.generation_config import GenerationConfig
     from jaxllm.models import TokenModel
     from jaxllm.tokenization import Tokenizer
@@ -33,6 +34,8 @@ class Writer(NamedTuple):
     tokenizer: "Tokenizer"
     settings: "GenerationConfig"
     cache_dtype: str | None = None
+    draft: "TokenModel | None" = None
+    num_draft_tokens: int = 4
 
     def write(self, prompts: list[list[int]], **options: Any) -> list["Continuation"]:
         """Continues prompts by `generate`."""
@@ -47,7 +50,36 @@ class Writer(NamedTuple):
             rules=settings.rules,
             eos_ids=settings.eos_ids,
             cache_dtype=self.cache_dtype,  # type: ignore[arg-type] # one of the choices
+            draft=self.draft,
+            num_draft_tokens=self.num_draft_tokens,
             **options,
+        )
+
+    def session(self) -> "Session | None":
+        """Returns a session, which reads a conversation once; None for models that have none."""
+        from jaxllm.generation import Session
+        from jaxllm.models import Decoder
+
+        if self.draft is not None or not isinstance(self.model, Decoder):
+            return None
+        return Session(self.model, cache_dtype=self.cache_dtype)  # type: ignore[arg-type]
+
+    def answer(
+        self, session: "Session | None", prompt: list[int], seed: int, stream: "Stream"
+    ) -> None:
+        """Continues a prompt, of which a session reads only what is new."""
+        settings = self.settings
+        if session is None:
+            self.write([prompt], seed=seed, stream=stream)
+            return
+        session.generate(
+            prompt,
+            settings.max_new_tokens or NEW_TOKENS,
+            sampling=settings.sampling,
+            rules=settings.rules,
+            eos_ids=settings.eos_ids,
+            seed=seed,
+            stream=stream,
         )
 
     def text(self, tokens: list[int]) -> str:
@@ -76,7 +108,13 @@ def loaded(arguments: argparse.Namespace) -> Iterator[Writer]:
             )
         folder, tokenizer = find_tokenizer_of(arguments.path, arguments.tokenizer, model)
         settings = find_settings(arguments, model, tokenizer)
-        yield Writer(model, folder, tokenizer, settings, arguments.cache_dtype)
+        writer = Writer(model, folder, tokenizer, settings, arguments.cache_dtype)
+        if arguments.draft is not None:
+            arguments.draft = str(local_path(arguments.draft))
+            draft = load_pretrained(arguments.draft, mesh=mesh, dtype=arguments.dtype, **given)
+            draft = check_vocabulary(arguments.draft, draft, writer.tokenizer)
+            writer = writer._replace(draft=draft, num_draft_tokens=arguments.draft_tokens)
+        yield writer
 
 
 class Stopwatch:
@@ -84,20 +122,28 @@ class Stopwatch:
 
     def __init__(self) -> None:
         self.start, self.first, self.last, self.count = time.perf_counter(), 0.0, 0.0, 0
+        self.drafted = self.accepted = 0
 
     def note(self, tokens: list[int]) -> None:
         """Counts tokens that have just come."""
         self.last = time.perf_counter()
         self.first, self.count = self.first or self.last, self.count + len(tokens)
 
+    def note_drafts(self, rows: list["Continuation"]) -> None:
+        """Counts the tokens that a draft model proposed."""
+        self.drafted += sum(row.drafted for row in rows)
+        self.accepted += sum(row.accepted for row in rows)
+
     def describe(self) -> str:
         """Returns the number of tokens, the time to the first, their rate and the peak memory."""
         if not self.count:
             return f"no tokens; peak memory {peak_memory() / 2**20:,.0f} MiB"
         rate = (self.count - 1) / max(self.last - self.first, 1e-9)
+        share = self.accepted / max(self.drafted, 1)
+        drafts = f"; {share:.0%} of {self.drafted} drafted tokens accepted" if self.drafted else ""
         return (
             f"{self.count} tokens, the first after {self.first - self.start:.2f} s, then "
-            f"{rate:,.1f} tokens/s; peak memory {peak_memory() / 2**20:,.0f} MiB"
+            f"{rate:,.1f} tokens/s; peak memory {peak_memory() / 2**20:,.0f} MiB{drafts}"
         )
 
 

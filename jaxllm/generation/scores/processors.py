@@ -75,6 +75,15 @@ class Settings(NamedTuple):
         """Returns which rows have a token in one of these sets, B."""
         return (self.has_B & jnp.uint8(bits)) != 0
 
+    def keys(self, index_B: Array) -> Array:
+        """Returns the random key of each row's new token of this index, B."""
+
+        def key(seed_2: Array, index: Array) -> Array:
+            of_row = jax.random.fold_in(jax.random.key(seed_2[0]), seed_2[1])
+            return jax.random.fold_in(of_row, index)
+
+        return jax.vmap(key)(self.seeds_B2, index_B)
+
 
 # (logits_BV, limit_B) -> logits_BV
 Cut = Callable[[Array, Array], Array]
@@ -127,17 +136,12 @@ def choose(scores_BV: Array, settings: Settings, index_B: Array) -> Array:
     greedy_B = jnp.argmax(scores_BV, axis=-1)
 
     def draw() -> Array:
-        keys_B = jax.vmap(_key)(settings.seeds_B2, index_B)
+        keys_B = settings.keys(index_B)
         drawn_B = jax.vmap(jax.random.categorical)(keys_B, warp(scores_BV, settings))
         return jnp.where(settings.temperature_B > 0, drawn_B, greedy_B)
 
     is_drawn = (settings.temperature_B > 0).any()
     return jax.lax.cond(is_drawn, draw, lambda: greedy_B).astype(jnp.int32)
-
-
-def _key(seed_2: Array, index: Array) -> Array:
-    """Returns the random key of a new token; it depends on nothing but its arguments."""
-    return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed_2[0]), seed_2[1]), index)
 
 
 def _temperature(settings: Settings) -> Array:

@@ -19,7 +19,7 @@ from jaxllm.layers.together import project_together
 from jaxllm.sharding import constrain
 
 from .cache import Cache, KVCache, NothingWritten, RingCache
-from .kernels.call import Call
+from .kernels.call import Call, without_nan_keys
 from .kernels.choice import choose_kernel
 from .kernels.devices import in_blocks, on_devices, splits_sequences
 from .mask import MaskSpec, same_segment
@@ -79,10 +79,11 @@ class Attention(nnx.Module):
             assert context.depth is not None, "set by the stack"
             q_BTNH = (q_BTNH / context.depth).astype(q_BTNH.dtype)
         if isinstance(cache, NothingWritten):
-            cache = cache.write(k_BTKH, v_BTKH, positions_BT)
+            cache = cache.write(k_BTKH, without_nan_keys(k_BTKH, v_BTKH), positions_BT)
             context = context._replace(segment_ids_BT=(positions_BT >= 0).astype(jnp.int32))
             out_BTNH = self.attend(q_BTNH, k_BTKH, v_BTKH, context, positions_BT)
         elif isinstance(cache, KVCache | RingCache):
+            v_BTKH = without_nan_keys(k_BTKH, v_BTKH)
             cache, seen = cache.extend(k_BTKH, v_BTKH, positions_BT)
             out_BTNH = self.attend_cached(q_BTNH, *seen, context, positions_BT)
         else:
@@ -127,7 +128,8 @@ class Attention(nnx.Module):
         for own in query_blocks(q_BTNH.shape[1]):
             mask_BTS = mask_spec.mask(positions_BT[:, own], keys_BS)
             bias = None if context.bias is None else context.bias(positions_BT[:, own], keys_BS)
-            outs.append(self.masked_attention(q_BTNH[:, own], k_BSKH, v_BSKH, mask_BTS, bias))
+            given = q_BTNH[:, own], k_BSKH, v_BSKH, mask_BTS, bias
+            outs.append(self.masked_attention(*given, is_clean=True))
         return jnp.concatenate(outs, axis=1)
 
     def masked_attention(self, *args: Any, **options: Any) -> Array:
@@ -177,13 +179,13 @@ def attention(
     scale: float | None = None,
     softcap: float | None = None,
     sinks_N: Array | None = None,
+    is_clean: bool = False,
     hook: Hook = lambda name, x_BKGTS: x_BKGTS,
 ) -> Array:
     """Computes `softmax(scale * q k + bias) v` over the keys where the mask is True.
 
     Each key/value head serves G consecutive query heads. The softmax is in float32. A query with
-    all keys masked gets the mean of v. A key that is NaN, such as that of a token outside the
-    vocabulary, makes NaN of the queries that see it and of no others.
+    all keys masked gets the mean of v. A key of NaN makes NaN of the queries that see it alone.
 
     Args:
         q_BTNH: queries.
@@ -194,6 +196,7 @@ def attention(
         scale: factor of the scores. Default: 1 / sqrt(H).
         softcap: replaces scores by `softcap * tanh(scores / softcap)`, before the bias.
         sinks_N: the score of one more key for each head, whose value is zero.
+        is_clean: whether `without_nan_keys` was applied before.
         hook: replaces scores and probabilities.
 
     Returns:
@@ -202,8 +205,7 @@ def attention(
     B, T, N, H = q_BTNH.shape
     K = k_BSKH.shape[2]
     q_BTKGH = q_BTNH.reshape(B, T, K, N // K, H)
-    # A query that sees such a key has a score of NaN. To the others, its value would be 0 * NaN.
-    v_BSKH = jnp.where(jnp.isnan(k_BSKH).any(-1, keepdims=True), 0, v_BSKH)
+    v_BSKH = v_BSKH if is_clean else without_nan_keys(k_BSKH, v_BSKH)
     einsum = partial(jnp.einsum, preferred_element_type=jnp.float32)
     scores_BKGTS = einsum("BTKGH,BSKH->BKGTS", q_BTKGH, k_BSKH) * (scale or H**-0.5)
     if softcap is not None:
@@ -279,10 +281,7 @@ def hook_block(module: nnx.Module, seen: slice, num_keys: int, name: str, x_BKGT
         seen: the keys that the block covers.
         num_keys: the number of all keys.
         name: "scores" or "probs".
-        x_BKGTS: the values for the keys in `seen`.
-
-    Returns:
-        The values to use for the keys in `seen`, BKGTS.
+        x_BKGTS: the values for the keys in `seen`; those to use for them are returned.
     """
     beside = (seen.start, num_keys - seen.stop)
     unseen = LOWEST if name == "scores" else 0.0

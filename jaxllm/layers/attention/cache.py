@@ -258,10 +258,12 @@ def make_cache(
     batch_size: int,
     length: int,
     dtype: CacheDtype | None = None,
+    spare: int = 0,
 ) -> Cache:
     """Returns an empty cache of `length` slots, or of as many as the layer looks back.
 
-    It is in `dtype`, by default that of the model's activations.
+    It is in `dtype`, by default that of the model's activations. A ring has `spare` more slots: the
+    last `spare` tokens may be taken back, by writing others to their positions.
 
     Raises ValueError if attention is not causal: later tokens would change earlier ones.
     """
@@ -273,6 +275,6 @@ def make_cache(
     if config.attention.latent is not None:
         return LatentCache.empty(config, batch_size, length, dtype)
     reach = MaskSpec.from_config(config, kind).lookback
-    if reach is None or length <= reach:
+    if reach is None or length <= reach + spare:
         return KVCache.empty(config, batch_size, length, dtype)
-    return RingCache.empty(config, batch_size, reach, dtype)
+    return RingCache.empty(config, batch_size, reach + spare, dtype)

@@ -47,6 +47,7 @@ def test_all_commands_are_listed():
         "tokenize",
         "generate",
         "chat",
+        "serve",
         "convert",
         "inspect",
         "verify",

@@ -14,6 +14,10 @@ _FREE = {
 }
 
 
+# Instructions that change an array in place, and the operand that has what is written.
+_UPDATES = {"dynamic-update-slice": 1, "scatter": 2}
+
+
 def vector_traffic(module: Module) -> float:
     """Returns the bytes that one run reads and writes in HBM, matmuls and collectives aside.
 
@@ -25,19 +29,20 @@ def vector_traffic(module: Module) -> float:
     for computation, instructions in module.computations.items():
         if computation in fused or not module.runs[computation]:
             continue
-        sizes = {one.name: _size(one) for one in instructions}
+        sizes = {one.name: size(one) for one in instructions}
         for one in instructions:
-            if not _is_counted(one) or is_matmul(module, one):
+            if not is_counted(one) or is_matmul(module, one):
                 continue
-            total += _moved(module, one, sizes) * module.runs[computation]
+            total += moved(module, one, sizes) * module.runs[computation]
     return total
 
 
-def _size(one: Instruction) -> float:
+def size(one: Instruction) -> float:
+    """Returns the bytes of an instruction's outputs."""
     return sum(shape.size for shape in one.outputs)
 
 
-def _moved(module: Module, one: Instruction, sizes: dict[str, float]) -> float:
+def moved(module: Module, one: Instruction, sizes: dict[str, float]) -> float:
     """Returns the bytes that an instruction reads and writes."""
     reads, written = [sizes.get(name, 0.0) for name in one.operands], sizes[one.name]
     if one.op in ("dynamic-slice", "slice"):
@@ -47,13 +52,13 @@ def _moved(module: Module, one: Instruction, sizes: dict[str, float]) -> float:
     if one.op != "fusion":
         return written + sum(reads)
     body = module.computations[one.called[0]]
-    inner = {each.name: _size(each) for each in body}
+    inner = {each.name: size(each) for each in body}
     for each in body:
         if each.op == "parameter" and (part := _used_part(body, each.name)) is not None:
             place = int(each.rest.split(")")[0])
             reads[place] = min(reads[place], part)
-        if each.op == "dynamic-update-slice" and inner[each.name] <= written:
-            written -= inner[each.name] - inner.get(each.operands[1], 0.0)
+        if each.op in _UPDATES and inner[each.name] <= written:
+            written -= inner[each.name] - inner.get(each.operands[_UPDATES[each.op]], 0.0)
     return written + sum(reads)
 
 
@@ -68,8 +73,8 @@ def _used_part(body: list[Instruction], name: str) -> float | None:
         if user.op in ("bitcast", "reshape"):
             part = _used_part(body, user.name)
         elif user.op in ("dynamic-slice", "slice", "gather") and is_first:
-            part = _size(user)
-        elif user.op == "dynamic-update-slice" and is_first:
+            part = size(user)
+        elif user.op in _UPDATES and is_first:
             part = 0.0
         if part is None:
             return None
@@ -88,7 +93,8 @@ def _fused(module: Module) -> set[str]:
     }
 
 
-def _is_counted(one: Instruction) -> bool:
+def is_counted(one: Instruction) -> bool:
+    """Whether an instruction moves bytes itself."""
     is_async = one.op.endswith(("-start", "-done"))
     return one.op not in _FREE and not is_async and not one.op.startswith(("all-", "collective"))
 

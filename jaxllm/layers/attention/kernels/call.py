@@ -68,3 +68,11 @@ def repeat_kv(kv_BSKH: Array, n_rep: int) -> Array:
     For attention functions without grouped heads; `attention` needs no copies.
     """
     return jnp.repeat(kv_BSKH, n_rep, axis=2)
+
+
+def without_nan_keys(k_BSKH: Array, v_BSKH: Array) -> Array:
+    """Returns the values, with 0 for those whose key is NaN, BSKH.
+
+    A query that sees such a key has a score of NaN. To the others, its value would be 0 * NaN.
+    """
+    return jnp.where(jnp.isnan(k_BSKH).any(-1, keepdims=True), 0, v_BSKH)

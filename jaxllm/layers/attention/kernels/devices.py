@@ -21,7 +21,7 @@ from jaxllm.layers.attention.mask import same_segment
 from jaxllm.layers.linear import ATTENDED
 from jaxllm.sharding import multi_device_mesh, partition_spec
 
-from .call import Apply, Call, repeat_kv
+from .call import Apply, Call, repeat_kv, without_nan_keys
 
 AXIS = "sequence"
 
@@ -39,8 +39,7 @@ def on_devices(kernel: Apply, q_BTNH: Array, k_BTKH: Array, v_BTKH: Array, call:
     if missing := k_BTKH.shape[-1] - v_BTKH.shape[-1]:  # kernels have values as wide as keys
         wide_BTKH = jnp.pad(v_BTKH, [(0, 0)] * 3 + [(0, missing)])
         return on_devices(kernel, q_BTNH, k_BTKH, wide_BTKH, call)[..., : v_BTKH.shape[-1]]
-    # To queries that do not see a key of NaN, its value would be 0 * NaN.
-    v_BTKH = jnp.where(jnp.isnan(k_BTKH).any(-1, keepdims=True), 0, v_BTKH)
+    v_BTKH = without_nan_keys(k_BTKH, v_BTKH)
     mesh = multi_device_mesh()
     if mesh is None:
         return kernel(q_BTNH, k_BTKH, v_BTKH, call._replace(order=orders(call, q_BTNH.shape[1], 1)))

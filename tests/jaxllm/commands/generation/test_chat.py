@@ -39,16 +39,16 @@ def talk(folder, monkeypatch, capsys):
                 raise line
             return line
 
-        def reply(model, given, limit, *, stream, **settings):
-            prompts.append(given[0])
+        def reply(session, given, limit, *, stream, **settings):
+            prompts.append(given)
             for token in (7, 8, 1):
                 stream(0, [token])
                 if answer is not None:
                     answer()
-            return [Continuation([7, 8, 1], "eos")]
+            return Continuation([7, 8, 1], "eos")
 
         monkeypatch.setattr(builtins, "input", ask)
-        monkeypatch.setattr("jaxllm.generation.generate", reply)
+        monkeypatch.setattr("jaxllm.generation.Session.generate", reply)
         assert main(["chat", str(folder), *options]) == 0
         return capsys.readouterr(), prompts
 

@@ -299,3 +299,21 @@ def test_a_mesh_gives_the_same_text(byte_model, capsys):
 def test_a_system_message_needs_a_chat(chat_model, capsys):
     assert main(["generate", str(chat_model), "--prompt", "x", "--system", "be kind"]) == 2
     assert "--system needs --chat" in capsys.readouterr().err
+
+
+def test_a_draft_gives_the_same_text_and_its_acceptance(byte_model, chat_model, tmp_path, capsys):
+    command = ["generate", str(byte_model), "--prompt", "ab", "--max-new-tokens", "12", "--stats"]
+    assert main(command) == 0
+    alone = capsys.readouterr()
+    assert main([*command, "--draft", str(byte_model), "--draft-tokens", "3"]) == 0
+    drafted = capsys.readouterr()
+    assert drafted.out == alone.out
+    assert re.search(r"MiB; \d+% of \d+ drafted tokens accepted\n", drafted.err)
+    assert "drafted" not in alone.err
+    for wrong, message in (
+        (["--draft", str(chat_model)], "has another vocabulary: its token 0 is"),
+        (["--draft", str(byte_model), "--beams", "2"], "--beams cannot be combined with --draft"),
+        (["--draft", str(tmp_path / "nothing")], "nothing"),
+    ):
+        assert main([*command, *wrong]) == 2
+        assert message in capsys.readouterr().err

@@ -142,3 +142,21 @@ def test_memory_of_a_cache_is_what_its_numbers_take(dtype, size):
     numbers = 2 * 3 * 20 * TINY.num_kv_heads * TINY.head_dim
     scales = 4 * numbers // TINY.head_dim if dtype == "int8" else 0
     assert sum(x.nbytes for x in jax.tree.leaves(cache)) == size * numbers + scales
+
+
+@pytest.mark.parametrize("attention", KINDS)
+def test_a_key_of_nan_is_felt_only_where_it_is_seen(attention):
+    """Read with the others or one by one, it leaves those alone that do not look back so far."""
+    model = layer_of(attention)
+    layer, config = model.layers["0"].attn, model.config
+    x_BTD = draw(1, T, TINY.embed_dim)
+    x_BTD[0, 1] = np.nan
+    whole_BTD, _ = run(layer, x_BTD, np.arange(T)[None])
+    cache, found = make_cache(config, LayerKind(attention=attention), 1, T), []
+    for t in range(T):
+        out, cache = run(layer, x_BTD[:, t : t + 1], np.array([[t]]), cache, is_cached=True)
+        found.append(out)
+    is_nan_T = np.isnan(np.concatenate(found, axis=1)).any((0, 2))
+    np.testing.assert_array_equal(is_nan_T, np.isnan(whole_BTD).any((0, 2)))
+    assert is_nan_T[1]
+    assert not is_nan_T[REACH + 1 :].any()

@@ -14,6 +14,7 @@ from hf_case import LLAMA4, SIZES, Case, stored
 from tiny import random_of, relative_l2
 
 from jaxllm.config import with_fields
+from jaxllm.generation import generate
 from jaxllm.interop import CheckpointError, load_pretrained, save_pretrained
 from jaxllm.models import with_scanned_layers
 
@@ -176,6 +177,22 @@ def test_a_prompt_with_an_image_is_continued_from_the_cache(model, images, token
         out = step(model, tokens[:, t : t + 1], np.full((2, 1), t), out.cache)
         logits.append(out.logits)
     assert relative_l2(np.concatenate(logits, axis=1), whole) <= TOLERANCE
+
+
+@pytest.mark.exhaustive
+def test_prompts_with_images_get_the_tokens_of_transformers(original, model, images, tokens):
+    rows, seen = [tokens[0, :110].tolist(), tokens[1, :40].tolist()], [images[:2], images[2:]]
+    found = generate(model, rows, 12, images=seen)
+    for row, own, new in zip(rows, seen, found, strict=True):
+        expected = original.generate(
+            input_ids=torch.tensor([row]),
+            pixel_values=torch.tensor(own),
+            attention_mask=torch.ones(1, len(row), dtype=torch.long),
+            max_new_tokens=12,
+            do_sample=False,
+            pad_token_id=0,
+        )
+        assert new == expected[0, len(row) :].tolist()
 
 
 def test_a_tied_head_survives_the_round_trip(tmp_path, images, tokens):

@@ -12,19 +12,18 @@ from jax import Array
 
 from jaxllm.config.checks import check_seed
 from jaxllm.errors import UserError
+from jaxllm.generation.continuation import REASONS, Continuation, check_finite
+from jaxllm.generation.decode import GREEDY, NO_RULES
+from jaxllm.generation.loop import AT_LIMIT, RUNNING, Program, Progress, advance, begin
+from jaxllm.generation.prompts import bucket_size, check_prompts, check_token_model, pad_prompts
+from jaxllm.generation.rules import TokenRules
+from jaxllm.generation.sampling import Sampling
+from jaxllm.generation.scores.processors import Settings
+from jaxllm.generation.scores.settings import stack_settings, with_room
+from jaxllm.generation.weights import decoding_weights
 from jaxllm.layers.attention.cache import CacheDtype
 from jaxllm.models import EncoderDecoder, Model
 from jaxllm.sharding import to_host
-
-from .continuation import REASONS, Continuation, check_finite
-from .decode import GREEDY, NO_RULES
-from .loop import AT_LIMIT, RUNNING, Program, Progress, advance, begin
-from .prompts import bucket_size, check_prompts, check_token_model, pad_prompts
-from .rules import TokenRules
-from .sampling import Sampling
-from .scores.processors import Settings
-from .scores.settings import stack_settings, with_room
-from .weights import decoding_weights
 
 STEPS = 8  # tokens between two looks at which rows have ended
 

@@ -1,0 +1,1 @@
+"""Generation that keeps its caches between calls: batches that requests enter, conversations."""
