@@ -267,7 +267,11 @@ def find_changes(saved: dict[str, Any], config: TrainConfig, step: int) -> list[
     """
     found = differences(_plain(from_stored(saved, "the checkpoint")), _plain(config))
     free = set(FREE_ON_RESUME)
-    changes = [one for one in found if not {one[0], one[0].partition(".")[0]} & free]
+    changes = [
+        one
+        for one in found
+        if not {one[0], one[0].partition(".")[0]} & free and not one[0].endswith(".max_epochs")
+    ]
     if saved.get("steps") == step < config.steps:
         changes = [change for change in changes if not _extends(*change)]
     return [

@@ -29,7 +29,7 @@ from jaxllm.tokenization.finding import BYTES
 from .checkpoint import load_state
 from .config import ConfigError, TrainConfig, find_changes, from_stored, load_stored
 from .data import Data, PreferencesConfig, Tokenized
-from .data.batches import Batches, check_batch_size
+from .data.batches import Batches, check_batch_size, check_epochs
 from .data.placement import on_mesh, own_rows
 from .finetuning.base import check_base, describe_base
 from .finetuning.start import init_state, model_to_train, starting_weights
@@ -77,6 +77,7 @@ def make_batches(config: TrainConfig, model: Model, mesh: Mesh) -> Batches:
             check_positions(config.seq_len, stack)
         examples = with_tokenizer(config, model).load(model, config.seq_len)
         check_batch_size(examples, config.batch_size)  # before each row has a number
+        check_epochs(examples, config.steps, config.batch_size, config.data)
         return Batches(
             examples,
             batch_size=config.batch_size,

@@ -38,10 +38,11 @@ class PreferencesConfig:
     eos: str | None = None  # end-of-sequence token, if the tokenizer's folder does not name it
     held_out: float = 0.02  # fraction of the prompts that is never trained on
     seed: int = 0  # for the order of the rows
+    max_epochs: int | None = None  # how often a run may take each row; None: as often as it needs
     bad_rows: Policy = "stop"  # or "skip" those that cannot be used or do not fit, and count them
 
     def __post_init__(self) -> None:
-        check_split(self.held_out, self.seed)
+        check_split(self.held_out, self.seed, self.max_epochs)
 
     def load(self, model: Model, seq_len: int) -> Examples:
         """Loads and tokenizes the preferences for `model`.
