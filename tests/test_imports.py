@@ -197,6 +197,7 @@ TABLE: dict[str, dict[str, set[str]]] = {
         },
         "config": {"data", "loss", "mesh", "optimizers", "overrides", "speed"},
         "objective": {"loss"},
+        "evaluation": {"data", "loss", "objective"},
         "preference": {"config", "data", "loss", "objective"},
         "monitoring": {"config", "optimizers", "restarts", "speed"},
         "cost": {"config", "data", "finetuning", "preference", "speed", "step"},

@@ -46,7 +46,7 @@ def test_all_commands_are_listed():
         "data",
         "tokenize",
         "generate",
-        "chat",
+        "chat", "eval",
         "convert",
         "inspect",
         "verify",
