@@ -55,6 +55,10 @@ TABLE: dict[str, dict[str, set[str]]] = {
         # interop and train do not import each other. Parity needs generation to compare outputs.
         "interop": {*CORE, "layers", "lora", "models", "params", "generation"},
         "train": {*CORE, "layers", "lora", "models", "params"},
+        "evaluation": {
+            *("errors", "hub", "sharding", "tokenization"),
+            *("models", "params", "generation", "interop"),
+        },
         # The commands may use everything.
         "commands": {*CORE, "presets", "models", "params", "generation", "interop", "train"},
         "cli": {"commands", "errors", "untrusted"},
