@@ -55,6 +55,10 @@ TABLE: dict[str, dict[str, set[str]]] = {
         # interop and train do not import each other. Parity needs generation to compare outputs.
         "interop": {*CORE, "layers", "lora", "models", "params", "generation"},
         "train": {*CORE, "layers", "lora", "models", "params"},
+        "evaluation": {
+            *("errors", "hub", "sharding", "tokenization"),
+            *("models", "params", "generation", "interop"),
+        },
         # The commands may use everything.
         "commands": {*CORE, "presets", "models", "params", "generation", "interop", "train"},
         "cli": {"commands", "errors", "untrusted"},
@@ -197,16 +201,21 @@ TABLE: dict[str, dict[str, set[str]]] = {
         },
         "config": {"data", "loss", "mesh", "optimizers", "overrides", "speed"},
         "objective": {"loss"},
+        "evaluation": {"data", "loss", "objective"},
+        "preference": {"config", "data", "loss", "objective"},
         "monitoring": {"config", "optimizers", "restarts", "speed"},
-        "cost": {"config", "data", "finetuning", "speed", "step"},
+        "cost": {"config", "data", "finetuning", "preference", "speed", "step"},
         "planning": {"config", "cost", "data", "finetuning", "mesh", "setup", "speed", "step"},
-        "step": {"config", "data", "objective", "optimizers"},
+        "step": {"config", "data", "objective", "optimizers", "preference"},
         "finetuning": {"config", "step"},
         "checkpoint": {"config", "finetuning", "step"},
         "restarts": {"config"},
-        "setup": {"checkpoint", "config", "data", "finetuning", "mesh", "optimizers", "step"},
+        "setup": {
+            *("checkpoint", "config", "data", "finetuning", "mesh", "optimizers", "preference"),
+            *("restarts", "step"),
+        },
         "loop": {
-            *("checkpoint", "config", "data", "monitoring", "objective", "restarts", "setup"),
+            *("checkpoint", "config", "data", "monitoring", "preference", "restarts", "setup"),
             *("speed", "step"),
         },
         "cross_framework": {

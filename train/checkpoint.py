@@ -13,15 +13,15 @@ import jax
 import jax.numpy as jnp
 from orbax.checkpoint import v1 as ocp
 
-from jaxllm.checkpointing.orbax_layout import ADAPTER, reason, step_metadata
+from jaxllm.checkpointing.orbax_layout import ADAPTER, REFERENCE, reason, step_metadata
 from jaxllm.checkpointing.restore import digest_items, restore
 from jaxllm.errors import UserError
 from jaxllm.models import Model
-from jaxllm.params import Params, describe
+from jaxllm.params import describe
 from jaxllm.storage.paths import is_remote
 
 from .config import TrainConfig, to_dict
-from .step import NO_PARAMS, TrainState
+from .step import TrainState
 
 
 class Checkpoints:
@@ -55,7 +55,8 @@ class Checkpoints:
             config: stored in the metadata, to be compared when the run is resumed.
             model: only its description (config and origin) is stored.
             data: the fingerprint of the batches, `Batches.fingerprint()`.
-            base: of an adapter, the base that it belongs to: `describe_base`.
+            base: the weights of the start that a resumed run needs, such as an adapter's base:
+                `describe_base`.
 
         Raises:
             UserError: this or the previous checkpoint cannot be written; the complete ones are
@@ -65,7 +66,8 @@ class Checkpoints:
         if step == self.latest:
             return
         about = {**describe(model), "run": to_dict(config), "data": data}
-        about |= {} if base is None else {ADAPTER: base}
+        if base is not None:
+            about[REFERENCE if config.optimizer.lora is None else ADAPTER] = base
         items = {"model": state.params, "optimizer": state.optimizer}
         metadata = step_metadata(about, digest_items(items))
         # While an earlier checkpoint is still being written, Orbax silently skips a new one.
@@ -141,17 +143,18 @@ class Checkpoints:
         return "complete checkpoints, if there are any, are kept"
 
 
-def load_state(step: Path, abstract: TrainState, frozen: Params = NO_PARAMS) -> TrainState:
+def load_state(step: Path, abstract: TrainState, start: TrainState | None = None) -> TrainState:
     """Restores the state of a step with the shapes, dtypes and shardings of `abstract`.
 
-    `frozen` are the parameters of an adapter's base, which no step holds.
+    `start` is the state before the first step, of which the parameters that no step holds are.
 
     Raises:
         CheckpointError: the step is damaged, or has other arrays.
     """
     items = restore(step, {"model": abstract.params, "optimizer": abstract.optimizer})
     number = jax.device_put(jnp.asarray(int(step.name), jnp.int32), abstract.step.sharding)
-    return TrainState(items["model"], items["optimizer"], number, frozen)
+    fixed = {} if start is None else {"frozen": start.frozen, "reference": start.reference}
+    return TrainState(items["model"], items["optimizer"], number, **fixed)
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from jaxllm.storage.whole_file import write_whole
 from jaxllm.untrusted.regular_files import read_bytes
 from jaxllm.untrusted.yaml_documents import MAX_BYTES, DocumentError, parse_yaml
 
-from .data import Data, DataConfig, find_data_class
+from .data import Data, DataConfig, PreferencesConfig, find_data_class
 from .data.mixture import find_problems
 from .loss import LossConfig
 from .mesh import MeshConfig
@@ -78,6 +78,11 @@ class TrainConfig:
             raise ValueError(
                 f"optimizer.warmup_steps={self.optimizer.warmup_steps} is not less than "
                 f"steps={self.steps}"
+            )
+        if self.loss.z_loss and isinstance(self.data, PreferencesConfig):
+            raise ValueError(
+                f"loss.z_loss={self.loss.z_loss} is added to cross-entropies, but data.preferences "
+                "are learned by loss.dpo"
             )
         self.speed.check_steps(self.steps)
 
@@ -262,7 +267,11 @@ def find_changes(saved: dict[str, Any], config: TrainConfig, step: int) -> list[
     """
     found = differences(_plain(from_stored(saved, "the checkpoint")), _plain(config))
     free = set(FREE_ON_RESUME)
-    changes = [one for one in found if not {one[0], one[0].partition(".")[0]} & free]
+    changes = [
+        one
+        for one in found
+        if not {one[0], one[0].partition(".")[0]} & free and not one[0].endswith(".max_epochs")
+    ]
     if saved.get("steps") == step < config.steps:
         changes = [change for change in changes if not _extends(*change)]
     return [

@@ -15,6 +15,7 @@ from jaxllm.sharding import MESH_AXES
 from .config import TrainConfig
 from .data.tasks import TaskConfig
 from .finetuning.start import model_to_train
+from .preference.reference import work_per_row
 from .speed.model_flops import active_size
 from .step import make_steps
 
@@ -74,8 +75,9 @@ def estimate_cost(config: TrainConfig) -> RunCost:
     assert config.model is not None, "just checked"
     parameters = count_parameters(build_abstract(config.model))
     examples = config.steps * config.batch_size
-    tokens = examples * config.seq_len
-    operations = 6.0 * examples * _parameter_uses(config, config.model)
+    sequences, passes = work_per_row(config)
+    tokens = sequences * examples * config.seq_len
+    operations = 6.0 * passes * examples * _parameter_uses(config, config.model)
     is_text = isinstance(config.model, DecoderConfig | EncoderDecoderConfig)
     optimum = optimal_parameters(operations) if is_text else None
     mesh = {axis: getattr(config.mesh, axis) for axis in MESH_AXES}
@@ -128,7 +130,8 @@ def optimal_parameters(operations: float) -> float:
 def bytes_per_device(config: TrainConfig, mesh_shape: dict[str, int]) -> int:
     """Counts the bytes of parameters, gradients and optimizer state that each device holds.
 
-    Those that LoRA leaves frozen have no gradient and no state. Counts of steps are left out.
+    Those that LoRA leaves frozen and those of DPO's reference have no gradient and no state.
+    Counts of steps are left out.
 
     Args:
         config: the run, with its model.
@@ -139,7 +142,8 @@ def bytes_per_device(config: TrainConfig, mesh_shape: dict[str, int]) -> int:
     )
     steps = make_steps(config, model_to_train(config, None), mesh)
     state = steps.abstract_state
-    held = (state.params, state.params, state.optimizer, state.frozen)  # twice: its gradient
+    trained = (state.params, state.params, state.optimizer)  # twice: its gradient
+    held = (*trained, state.frozen, state.reference)
     return sum(
         math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
         for x in jax.tree.leaves(held)

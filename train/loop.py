@@ -20,12 +20,13 @@ from jaxllm.sharding import unsharded_dims
 
 from .checkpoint import Checkpoints, open_checkpoints
 from .config import ConfigError, TrainConfig, to_dict
-from .data import MixtureConfig
+from .data import MixtureConfig, PreferencesConfig
 from .data.batches import Batches
 from .data.placement import on_mesh
 from .data.tasks import TaskConfig
 from .monitoring.run_logger import RunLogger
-from .objective import get_objective
+from .preference.dpo import find_objective
+from .preference.reference import work_per_row
 from .restarts.folder_lock import locked, run_folder
 from .restarts.sound_step import find_steps, load_chosen, load_newest
 from .restarts.stopping import ShouldStop, interruption, naming_the_run, stopping_on_sigterm
@@ -103,7 +104,7 @@ def train(
         stack.enter_context(failing_together())
         should_stop = stack.enter_context(stopping_on_sigterm())
         _announce(config, run.model, mesh, run.batches, start)
-        unit, rate = get_objective(run.model).unit, _rate(config, run.model, mesh)
+        unit, rate = find_objective(run.model, config.data).unit, _rate(config, run.model, mesh)
         logger = stack.enter_context(RunLogger(config, folder, start or None, unit, rate))
         profile = stack.enter_context(Profile(config.speed.profiled, logger.folder / "profile"))
         return _train_steps(
@@ -116,8 +117,9 @@ def _rate(config: TrainConfig, model: Model, mesh: Mesh) -> Rate:
     with_image = isinstance(config.data, TaskConfig)  # text has none
     flops = flops_per_example(model, config.seq_len, with_image=with_image)
     peak = peak_flops(mesh.devices.flat[0], config.speed.peak_tflops)
-    tokens = config.batch_size * config.seq_len
-    return Rate(tokens, config.batch_size * flops, mesh.size, peak)
+    sequences, passes = work_per_row(config)
+    tokens = sequences * config.batch_size * config.seq_len
+    return Rate(tokens, passes * config.batch_size * flops, mesh.size, peak)
 
 
 def _prepare(
@@ -184,7 +186,8 @@ def _train_steps(
             checkpoints.wait()
         raise interruption(config, step) from None
     bind, _ = split(model)
-    return TrainResult(bind(state.evaluated), held_out.loss, get_objective(model).unit, step)
+    unit = find_objective(model, config.data).unit
+    return TrainResult(bind(state.evaluated), held_out.loss, unit, step)
 
 
 def _evaluate(
@@ -192,8 +195,11 @@ def _evaluate(
 ) -> HeldOut:
     """Returns the mean loss over the held-out targets, and over those of each source."""
     total = targets = np.zeros((), np.float64)
-    for batch in batches.held_out(config.eval_batches):
-        loss, number = steps.evaluate(state.evaluated, on_mesh(batch, mesh, config.batch_size))
+    for rows in batches.held_out(config.eval_batches):
+        batch = on_mesh(rows, mesh, config.batch_size)
+        if isinstance(config.data, PreferencesConfig):
+            batch["reference"] = steps.refer(state, batch)
+        loss, number = steps.evaluate(state.evaluated, batch)
         total, targets = total + np.asarray(loss), targets + np.asarray(number)
     if not targets.sum():
         return HeldOut()

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import math
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import chex
 import jax
@@ -11,14 +11,41 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.sharding import PartitionSpec
 
-from jaxllm.config.checks import check_counts, check_fields, check_not_negative
+from jaxllm.config.checks import check_counts, check_fields, check_not_negative, check_positive
 from jaxllm.layers.linear import Head, input_gradient, kernel_gradient
 from jaxllm.sharding import multi_device_mesh, partition_spec, spec_axes
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class DpoConfig:
+    """The loss of preferences: direct preference optimization (Rafailov et al., 2023)."""
+
+    __pydantic_config__: ClassVar = {"extra": "forbid"}
+
+    name: Literal["sigmoid", "robust", "hinge", "ipo"] = "sigmoid"  # TRL's loss_type
+    beta: float = 0.1  # how near the model stays to the reference
+    label_smoothing: float = 0.0  # of robust: the share of preferences that are flipped
+    # When the reference's log-likelihoods are computed: for each batch, or once before training
+    reference: Literal["each_step", "once"] = "each_step"
+
+    def __post_init__(self) -> None:
+        check_fields(self, "loss.dpo.")
+        check_positive(self, "beta", prefix="loss.dpo.")
+        check_not_negative(self, "label_smoothing", prefix="loss.dpo.")
+        if self.label_smoothing >= 0.5:
+            raise ValueError(
+                f"loss.dpo.label_smoothing={self.label_smoothing} is not less than 0.5"
+            )
+        if self.label_smoothing and self.name != "robust":
+            raise ValueError(
+                f"loss.dpo.label_smoothing={self.label_smoothing} is of loss.dpo.name=robust, not "
+                f"{self.name}"
+            )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class LossConfig:
-    """How the cross-entropy is computed; squared errors have no options."""
+    """How the cross-entropy is computed, and DPO; squared errors have no options."""
 
     __pydantic_config__: ClassVar = {"extra": "forbid"}
 
@@ -26,6 +53,7 @@ class LossConfig:
     # Factor of the squared log of the softmax's denominator, which is added to the loss of each
     # target and keeps logits near 0 (Chowdhery et al., 2022, section 5).
     z_loss: float = 0.0
+    dpo: DpoConfig = DpoConfig()  # of data with preferences
 
     def __post_init__(self) -> None:
         check_fields(self, "loss.")
@@ -84,12 +112,12 @@ Options = tuple[LossConfig, int]  # and the number of groups
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _cross_entropy(options: Options, head: Head, *tokens: Array) -> tuple[Array, Array]:
-    loss_G, *_ = _on_devices(options, head, *tokens, with_gradient=False)
+    loss_G, *_ = losses_on_devices(options, head, *tokens, with_gradient=False)
     return loss_G.sum(), loss_G
 
 
 def _forward(options: Options, head: Head, *tokens: Array) -> tuple[tuple[Array, Array], tuple]:
-    loss_G, dhead, dx_BTD = _on_devices(options, head, *tokens, with_gradient=True)
+    loss_G, dhead, dx_BTD = losses_on_devices(options, head, *tokens, with_gradient=True)
     return (loss_G.sum(), loss_G), (dhead, dx_BTD)
 
 
@@ -109,7 +137,7 @@ class Layout(NamedTuple):
     V: tuple[str, ...] = ()
 
 
-def _on_devices(
+def losses_on_devices(
     options: Options, head: Head, *tokens: Array, with_gradient: bool
 ) -> tuple[Array, Any, Any]:
     """Returns the loss of each group and, if wanted, the gradients by head and hidden states."""
@@ -145,7 +173,7 @@ def _on_device(
     mask_BT: Array,
     groups_BT: Array,
 ) -> tuple[Array, Any, Any]:
-    """Does what `_on_devices` does, on one device with its part of the head and of the tokens."""
+    """Does what `losses_on_devices` does, on one device with its part of the head and tokens."""
     (config, num_groups), S, D = options, targets_BT.size, x_BTD.shape[-1]
     num_chunks = -(-S // config.chunk_tokens)
     size = -(-S // num_chunks)

@@ -21,6 +21,7 @@ class Loss(NamedTuple):
     total: Array
     balance: Balance  # of experts
     by_source_S: Array | None = None  # of each source of a mixture, without a gradient
+    sums: dict[str, Array] | None = None  # figures by name, summed likewise, without a gradient
 
 
 class Objective(NamedTuple):

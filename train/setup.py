@@ -11,12 +11,13 @@ import jax
 from jax.sharding import Mesh
 
 from jaxllm.checkpoint_origin import KEPT, copy_files, copy_tokenizer
-from jaxllm.checkpointing.orbax_layout import ADAPTER, read_step
+from jaxllm.checkpointing.orbax_layout import ADAPTER, REFERENCE, read_step
 from jaxllm.config import stacks_of
 from jaxllm.distributed.agreement import check_agreement
 from jaxllm.distributed.gather import gather_texts
 from jaxllm.errors import CheckpointError, UserError
 from jaxllm.hub import local_path
+from jaxllm.lora.parts import join
 from jaxllm.models import Model
 from jaxllm.models.stack import check_positions
 from jaxllm.params import describe, from_description, read_model
@@ -27,14 +28,17 @@ from jaxllm.tokenization.finding import BYTES
 
 from .checkpoint import load_state
 from .config import ConfigError, TrainConfig, find_changes, from_stored, load_stored
-from .data import Data, Tokenized
-from .data.batches import Batches, check_batch_size
-from .data.placement import own_rows
+from .data import Data, PreferencesConfig, Tokenized
+from .data.batches import Batches, check_batch_size, check_epochs
+from .data.placement import on_mesh, own_rows
 from .finetuning.base import check_base, describe_base
 from .finetuning.start import init_state, model_to_train, starting_weights
 from .mesh import make_mesh
 from .optimizers.extension import describe_extension
 from .optimizers.schedule import make_schedule
+from .preference import stored
+from .preference.reference import needs_start
+from .restarts.folder_lock import run_folder
 from .step import Steps, TrainState, make_steps
 
 log = logging.getLogger("jaxllm")
@@ -73,6 +77,7 @@ def make_batches(config: TrainConfig, model: Model, mesh: Mesh) -> Batches:
             check_positions(config.seq_len, stack)
         examples = with_tokenizer(config, model).load(model, config.seq_len)
         check_batch_size(examples, config.batch_size)  # before each row has a number
+        check_epochs(examples, config.steps, config.batch_size, config.data)
         return Batches(
             examples,
             batch_size=config.batch_size,
@@ -172,7 +177,7 @@ class Run(NamedTuple):
     batches: Batches
     steps: Steps
     state: TrainState
-    base: dict[str, Any] | None = None  # of an adapter: `describe_base`
+    base: dict[str, Any] | None = None  # of an adapter or DPO's reference: `describe_base`
 
 
 def begin_run(config: TrainConfig, model: Model | None, mesh: Mesh) -> Run:
@@ -182,9 +187,27 @@ def begin_run(config: TrainConfig, model: Model | None, mesh: Mesh) -> Run:
     _check_agreement(model, batches)
     steps = make_steps(config, model, mesh)
     state = init_state(steps, starting_weights(config, model, mesh))
-    if config.optimizer.lora is None:
-        return Run(model, batches, steps, state)
-    return Run(model, batches, steps, state, describe_base(state.frozen, config.init_from))
+    if _refers_once(config):
+
+        def refer(batch: dict[str, Any]) -> Any:
+            return steps.refer(state, on_mesh(batch, mesh, config.batch_size))
+
+        found = stored.compute(batches, refer)
+        stored.write(run_folder(config.output), found)
+        batches = stored.with_log_likelihoods(batches, found)
+    return Run(model, batches, steps, state, _describe_start(config, state))
+
+
+def _refers_once(config: TrainConfig) -> bool:
+    """Whether the log-likelihoods of DPO's reference are computed before training."""
+    return isinstance(config.data, PreferencesConfig) and config.loss.dpo.reference == "once"
+
+
+def _describe_start(config: TrainConfig, state: TrainState) -> dict[str, Any] | None:
+    """Returns what a step says about the weights that a resumed run needs again, if it does."""
+    if not needs_start(config):
+        return None
+    return describe_base(join(state.frozen, state.reference), config.init_from)
 
 
 def resume_run(config: TrainConfig, mesh: Mesh, step: Path, base: Model | None = None) -> Run:
@@ -194,18 +217,20 @@ def resume_run(config: TrainConfig, mesh: Mesh, step: Path, base: Model | None =
         config: the run.
         mesh: its devices.
         step: the checkpoint.
-        base: the weights of `config.init_from`, which an adapter needs.
+        base: the weights of `config.init_from`, which an adapter and DPO's reference need.
 
     Raises:
         ConfigError: the config or the data would change the run's numbers; lists every change. Or
-            the base is not the one that an adapter was trained on.
+            these weights are not those that the run began with.
         CheckpointError: the checkpoint is damaged; in all processes, if one of them finds it so.
     """
     about, model = _read_together(step)
-    lora = config.optimizer.lora
-    if lora is not None:
+    if needs_start(config):
         model = model_to_train(config, base)
     batches = make_batches(config, model, mesh)
+    if _refers_once(config):
+        found = stored.read(run_folder(config.output), batches)
+        batches = stored.with_log_likelihoods(batches, found)
     _check_agreement(model, batches)
     problems = find_changes(about["run"], config, int(step.name))
     if about["data"] != batches.fingerprint():
@@ -215,12 +240,13 @@ def resume_run(config: TrainConfig, mesh: Mesh, step: Path, base: Model | None =
             "\n".join(f"cannot resume {config.output}: {problem}" for problem in problems)
         )
     steps = make_steps(config, model, mesh)
-    described, frozen = None, {}
-    if lora is not None:
-        frozen = init_state(steps, starting_weights(config, model, mesh)).frozen
-        described = describe_base(frozen, config.init_from)
-        check_base(about[ADAPTER], described)
-    state = load_state(step, steps.abstract_state, frozen)
+    described, start = None, None
+    if needs_start(config):
+        start = init_state(steps, starting_weights(config, model, mesh))
+        described = _describe_start(config, start)
+        assert described is not None, "it needs the start"
+        check_base(about[ADAPTER] if config.optimizer.lora else about[REFERENCE], described)
+    state = load_state(step, steps.abstract_state, start)
     saved = from_stored(about["run"], str(step))
     if config.steps != saved.steps:
         before, after = (make_schedule(run.optimizer, run.steps) for run in (saved, config))

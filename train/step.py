@@ -12,19 +12,20 @@ from jax import Array, lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxllm.lora.attach import set_keys
-from jaxllm.lora.config import LoraConfig
 from jaxllm.lora.parts import join, partition
 from jaxllm.models import Model
 from jaxllm.params import Params, map_parameters, parameter_shardings, split
 from jaxllm.sharding import constrain
 
 from .config import TrainConfig
-from .data import Data, MixtureConfig
-from .objective import Batch, Loss, get_objective
+from .data import Data, MixtureConfig, PreferencesConfig
+from .objective import Batch, Loss
 from .optimizers.average import averaged
 from .optimizers.group_norms import group_norms
 from .optimizers.optimizer import make_optimizer, optimizer_shardings
 from .optimizers.schedule import make_schedule
+from .preference.dpo import find_objective
+from .preference.reference import reference_params, with_reference
 
 SHARE = "share/"  # metrics that begin so: the share of the targets that a source has in a batch
 NO_PARAMS: Params = {}
@@ -37,6 +38,7 @@ class TrainState(NamedTuple):
     optimizer: optax.OptState
     step: Array  # number of steps taken
     frozen: Params = NO_PARAMS  # those of a base that LoRA leaves as they are
+    reference: Params = NO_PARAMS  # those of DPO's reference that are trained, as they were
 
     @property
     def weights(self) -> Params:
@@ -49,6 +51,9 @@ class TrainState(NamedTuple):
         return join(averaged(self.optimizer, self.params), self.frozen)
 
 
+Refer = Callable[[TrainState, Batch], Batch]
+
+
 class Steps(NamedTuple):
     """The jitted functions of a run. `init` and `train` donate their first argument.
 
@@ -59,6 +64,8 @@ class Steps(NamedTuple):
     train: Callable[[TrainState, Batch], tuple[TrainState, dict[str, Array]]]
     # The summed loss and the number of targets; of a mixture, those of each source.
     evaluate: Callable[[Params, Batch], tuple[Array, Array]]
+    # The reference's log-likelihoods of a batch of preferences, float32 (B, 2).
+    refer: Callable[[TrainState, Batch], Array]
     abstract_state: TrainState  # shapes, dtypes and shardings, for restoring a checkpoint
 
 
@@ -71,26 +78,23 @@ def make_steps(config: TrainConfig, model: Model, mesh: Mesh) -> Steps:
         mesh: determines the shardings of the state.
     """
     (bind, weights), lora = split(model), config.optimizer.lora
-    objective = get_objective(model)
+    objective = find_objective(model, config.data)
     optimizer = make_optimizer(config.optimizer, config.steps, model, config.seed)
     schedule = make_schedule(config.optimizer, config.steps)
-    state_shardings = _state_shardings(optimizer, model, lora, mesh)
+    state_shardings = _state_shardings(optimizer, model, config, mesh)
 
-    def loss(
-        frozen: Params, params: Params, batch: Batch, key: Array | None
-    ) -> tuple[Array, tuple]:
-        own = set_keys(bind(join(params, frozen)), key)
-        total, balance, by_source_S = objective.loss(own, batch, config.loss, key)
-        return total + balance.aux_loss * jnp.sum(batch["mask"]), (balance.fullest, by_source_S)
+    refer, loss = make_losses(config, model)
 
     def init(weights: Params) -> TrainState:
         params, frozen = partition(weights, lora)
-        return TrainState(params, optimizer.init(params), jnp.zeros((), jnp.int32), frozen)
+        reference = jax.tree.map(jnp.copy, reference_params(params, config))
+        step = jnp.zeros((), jnp.int32)
+        return TrainState(params, optimizer.init(params), step, frozen, reference)
 
     def train(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
         key = jax.random.fold_in(jax.random.key(config.seed), state.step)
-        (total, (fullest, by_source_S)), grads = accumulate(
-            jax.value_and_grad(functools.partial(loss, state.frozen), has_aux=True),
+        (total, (fullest, by_source_S, sums)), grads = accumulate(
+            jax.value_and_grad(functools.partial(loss, state), has_aux=True),
             *(state.params, batch, config.accumulate, key),
         )
         targets = jnp.maximum(jnp.sum(batch["mask"]), 1)
@@ -105,8 +109,9 @@ def make_steps(config: TrainConfig, model: Model, mesh: Mesh) -> Steps:
         load = None if fullest is None else fullest / config.accumulate
         metrics |= _given(bad_step=optax.tree.get(moments, "is_bad"), expert_load=load)
         metrics |= source_metrics(config.data, by_source_S, batch)
+        metrics |= {name: value / targets for name, value in sums.items()}
         params = optax.apply_updates(state.params, updates)
-        return TrainState(params, moments, state.step + 1, state.frozen), metrics
+        return state._replace(params=params, optimizer=moments, step=state.step + 1), metrics
 
     def evaluate(weights: Params, batch: Batch) -> tuple[Array, Array]:
         plain = dataclasses.replace(config.loss, z_loss=0.0)
@@ -116,8 +121,36 @@ def make_steps(config: TrainConfig, model: Model, mesh: Mesh) -> Steps:
         jax.jit(init, donate_argnums=0, out_shardings=state_shardings),
         jax.jit(train, donate_argnums=0, out_shardings=(state_shardings, state_shardings.step)),
         jax.jit(evaluate, out_shardings=state_shardings.step),
+        jax.jit(lambda *given: refer(*given)["reference"], out_shardings=state_shardings.step),
         _placed(jax.eval_shape(init, weights), state_shardings),
     )
+
+
+def make_losses(config: TrainConfig, model: Model) -> tuple[Refer, Callable[..., Any]]:
+    """Returns two functions of a state.
+
+    The first adds the reference's log-likelihoods to a batch of preferences. The second takes also
+    the parameters that are trained, a batch and a key for dropout, and returns the summed loss;
+    and the expert load, the losses of sources and other sums.
+    """
+    bind, _ = split(model)
+    objective = find_objective(model, config.data)
+
+    def refer(state: TrainState, batch: Batch) -> Batch:
+        if not isinstance(config.data, PreferencesConfig):
+            return batch
+        return with_reference(bind, state.weights, state.reference, batch, config.loss)
+
+    def loss(
+        state: TrainState, params: Params, batch: Batch, key: Array | None
+    ) -> tuple[Array, tuple]:
+        batch = refer(state, batch)
+        own = set_keys(bind(join(params, state.frozen)), key)
+        total, balance, by_source_S, sums = objective.loss(own, batch, config.loss, key)
+        auxiliary = balance.aux_loss * jnp.sum(batch["mask"])
+        return total + auxiliary, (balance.fullest, by_source_S, sums or {})
+
+    return refer, loss
 
 
 def sums_by_source(loss: Loss, batch: Batch) -> tuple[Array, Array]:
@@ -163,15 +196,17 @@ def _given(**metrics: Array | None) -> dict[str, Array]:
 
 
 def _state_shardings(
-    optimizer: optax.GradientTransformation, model: Model, lora: LoraConfig | None, mesh: Mesh
+    optimizer: optax.GradientTransformation, model: Model, config: TrainConfig, mesh: Mesh
 ) -> TrainState:
     """Returns the shardings of the state of a run."""
+    lora = config.optimizer.lora
     by_name = parameter_shardings(model, mesh)
     placed, frozen = partition(map_parameters(model, lambda name, _: by_name[name]), lora)
     params, _ = partition(split(model)[1], lora)
     moments = optimizer_shardings(optimizer, params, model, mesh)
     replicated: Any = NamedSharding(mesh, PartitionSpec())
-    return TrainState(placed, moments, replicated, frozen)
+    reference = reference_params(placed, config)
+    return TrainState(placed, moments, replicated, frozen, reference)
 
 
 def accumulate(

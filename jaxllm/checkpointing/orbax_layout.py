@@ -19,6 +19,7 @@ METADATA_FILE = "_CHECKPOINT_METADATA"  # a folder without it is not a complete 
 TREE_FILE = "_METADATA"  # of an item: the tree of its arrays
 METADATA_KEY = "jaxllm"  # the key of jaxllm's own metadata of a step
 ADAPTER = "adapter"  # likewise, if the item `model` is LoRA's: the base that it belongs to
+REFERENCE = "reference"  # likewise, with DPO: the weights that a run computes with besides
 DIGESTS = "digests"  # in jaxllm's metadata: of each array by item and name, and of the rest of it
 ABOUT = "metadata"  # the key of the digest of the rest
 DIFFERS = "its digest is not the one that was written with it"

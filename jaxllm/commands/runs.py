@@ -135,6 +135,7 @@ def _train(arguments: argparse.Namespace) -> int:
     from jaxllm.distributed.agreement import check_agreement
     from jaxllm.train import train
     from jaxllm.train.config import to_dict
+    from jaxllm.train.preference.reference import needs_start
     from jaxllm.train.restarts.stopping import resume_command
 
     log_to_stderr()
@@ -142,9 +143,10 @@ def _train(arguments: argparse.Namespace) -> int:
         arguments.overrides = [*arguments.overrides, "--speed.profile", arguments.profile]
     config = read_run_config(arguments)
     options = {"resume": arguments.resume, "resume_from": arguments.resume_from}
-    # The frozen weights that LoRA adds to are no part of a run's checkpoints.
-    is_part = config.optimizer.lora is not None
-    start = None if _resumes(config, arguments) and not is_part else config.init_from
+    # What LoRA adds to, and what DPO compares with, is no part of a run's checkpoints.
+    start = config.init_from
+    if _resumes(config, arguments) and not needs_start(config):
+        start = None
     facts = {"config": to_dict(config), "options": options, "init_from": _sample_weights(start)}
     check_agreement(facts)  # before weights are read
     model = _initial_weights(config, start)

@@ -205,6 +205,17 @@ def _number(name: str) -> int:
     return zlib.crc32(name.replace(f".{labels[0]}." if labels else "\0", ".", 1).encode())
 
 
+def without_factors(model: AnyModel) -> AnyModel:
+    """Returns the model as it was before factors were added: the base."""
+    owners = [module for module in projections(model).values() if module.lora is not None]
+    if not owners:
+        return model
+    changed = nnx.merge(*nnx.split(model))
+    for module in projections(changed).values():
+        module.lora = nnx.data(None)
+    return changed
+
+
 def merge_lora(model: Model) -> Model:
     """Returns the model without factors, which computes the same: they are added to the kernels.
 

@@ -67,6 +67,11 @@ def test_data_that_do_not_fit_are_a_config_error(with_text):
     assert make_batches(with_text, random_model(vocab_size=256), mesh).examples_per_epoch > 0
     with pytest.raises(ConfigError, match=r"256 tokens.*vocab_size is 96"):
         make_batches(with_text, random_model(), mesh)
+    once = dataclasses.replace(with_text, data=dataclasses.replace(with_text.data, max_epochs=1))
+    make_batches(once, random_model(vocab_size=256), mesh)
+    assert find_changes(to_dict(with_text), once, 0) == []
+    with pytest.raises(ConfigError, match=r"text\.txt',\) runs out: 10 steps take 80"):
+        make_batches(dataclasses.replace(once, steps=10), random_model(vocab_size=256), mesh)
 
 
 def test_the_model_is_abstract_unless_weights_are_given():

@@ -1,4 +1,4 @@
-"""Training data: text, text pairs, arrays of vectors and synthetic tasks, as seeded batches."""
+"""Training data: text, pairs, preferences, vectors and synthetic tasks, as seeded batches."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,6 +7,7 @@ from .chat import ChatConfig
 from .documents import DataConfig, load_corpus
 from .mixture import MixtureConfig
 from .pairs import PairsConfig
+from .preference.config import PreferencesConfig
 from .tasks import TaskConfig
 from .tokens import TokensConfig
 from .vectors import VectorsConfig
@@ -17,6 +18,7 @@ __all__ = [
     "DataConfig",
     "Documents",
     "MixtureConfig",
+    "PreferencesConfig",
     "Tokenized",
     "TokensConfig",
     "find_data_class",
@@ -26,7 +28,7 @@ __all__ = [
 # Documents, which share rows as `packing` says.
 Documents = DataConfig | ChatConfig | TokensConfig | MixtureConfig
 # Data whose tokenizer is by default the one that the model came with.
-Tokenized = Documents | PairsConfig
+Tokenized = Documents | PairsConfig | PreferencesConfig
 Data = Tokenized | VectorsConfig | TaskConfig
 
 
@@ -40,6 +42,7 @@ def find_data_class(values: Mapping[str, Any]) -> type[Data]:
         "tokens": TokensConfig,
         "mixture": MixtureConfig,
         "pairs": PairsConfig,
+        "preferences": PreferencesConfig,
         "vectors": VectorsConfig,
         "task": TaskConfig,
     }

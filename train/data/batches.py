@@ -1,7 +1,9 @@
 """Batching: shuffled training batches and fixed held-out ones, determined by seed and step."""
 
+import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from hashlib import blake2b
 from typing import Any, NamedTuple, Protocol
 
@@ -78,6 +80,40 @@ def check_batch_size(examples: Examples, batch_size: int) -> None:
         raise UserError(
             f"batch_size={batch_size}, but there are only {available} training examples"
         )
+
+
+def check_epochs(examples: Examples, steps: int, batch_size: int, data: Any) -> None:
+    """Raises UserError if a run takes the rows of a source more often than its `max_epochs`.
+
+    Args:
+        examples: of the run.
+        steps: of the whole run.
+        batch_size: rows of a step.
+        data: the config of the data; that of a mixture has the sources by name.
+    """
+    sources = getattr(data, "mixture", {"": data})
+    mixing, places = examples.mixing, steps * batch_size
+    if mixing is None:
+        lengths, taken = [len(examples.train)], np.array([places])
+    else:
+        source, _ = interleave(mixing.shares)
+        periods, rest = divmod(places, len(source))
+        count = partial(np.bincount, minlength=len(mixing.names))
+        lengths, taken = list(mixing.lengths), periods * count(source) + count(source[:rest])
+    problems = []
+    for (name, own), length, used in zip(sources.items(), lengths, taken, strict=True):
+        most = getattr(own, "max_epochs", None)
+        if most is not None and used > most * length:
+            place = f"data.mixture.{name}" if name else "data"
+            field = dataclasses.fields(own)[0].name
+            problems.append(
+                f"{place}.{field}={getattr(own, field)!r} runs out: {steps:,} steps take {used:,} "
+                f"of its rows, but it has {length:,}, and max_epochs={most} allows "
+                f"{most * length:,}, which last for about {steps * most * length // used:,} steps; "
+                "lower steps, add data, or raise max_epochs"
+            )
+    if problems:
+        raise UserError("\n".join(problems))
 
 
 class Batches:

@@ -45,11 +45,12 @@ class ChatConfig:
     packing: Packing = "best_fit"  # as for `text`
     held_out: float = 0.02  # fraction of the conversations that is never trained on
     seed: int = 0  # for the order of the rows
+    max_epochs: int | None = None  # how often a run may take each row; None: as often as it needs
     cache: str | None = None  # folder for token files; as for `text`
     bad_rows: Policy = "stop"  # or "skip" those that cannot be used, and count them
 
     def __post_init__(self) -> None:
-        check_split(self.held_out, self.seed)
+        check_split(self.held_out, self.seed, self.max_epochs)
 
     def load(self, model: Model, seq_len: int) -> Examples:
         """Loads the conversations as rows for `model`.

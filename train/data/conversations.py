@@ -60,7 +60,7 @@ def parse_conversation(record: object, form: Form | None = None) -> Conversation
 
 
 def _messages(record: Mapping[str, Any]) -> Conversation:
-    return Conversation(_checked(record["messages"], "messages"), _tools(record))
+    return Conversation(parse_messages(record["messages"], "messages"), parse_tools(record))
 
 
 def _sharegpt(record: Mapping[str, Any]) -> Conversation:
@@ -77,7 +77,9 @@ def _sharegpt(record: Mapping[str, Any]) -> Conversation:
         messages.append(
             {"role": _SPEAKERS[speaker], "content": turn.get("value", turn.get("content"))}
         )
-    return Conversation(_checked([*_system(record), *messages], "conversations"), _tools(record))
+    return Conversation(
+        parse_messages([*_system(record), *messages], "conversations"), parse_tools(record)
+    )
 
 
 def _alpaca(record: Mapping[str, Any]) -> Conversation:
@@ -93,15 +95,15 @@ def _alpaca(record: Mapping[str, Any]) -> Conversation:
         {"role": "user", "content": "\n".join(filter(None, asked))},
         {"role": "assistant", "content": record["output"]},
     ]
-    return Conversation(_checked([*_system(record), *earlier, *last], "history"))
+    return Conversation(parse_messages([*_system(record), *earlier, *last], "history"))
 
 
 def _prompt_completion(record: Mapping[str, Any]) -> Conversation:
     prompt, completion = record["prompt"], record["completion"]
     if isinstance(prompt, str) and isinstance(completion, str):
         return Conversation([], plain=(prompt, completion))
-    asked, answered = _checked(prompt, "prompt"), _checked(completion, "completion")
-    return Conversation([*asked, *answered], _tools(record), prompt=len(asked))
+    asked, answered = parse_messages(prompt, "prompt"), parse_messages(completion, "completion")
+    return Conversation([*asked, *answered], parse_tools(record), prompt=len(asked))
 
 
 def _system(record: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -109,7 +111,7 @@ def _system(record: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [{"role": "system", "content": text}] if text else []
 
 
-def _tools(record: Mapping[str, Any]) -> Any:
+def parse_tools(record: Mapping[str, Any]) -> Any:
     """Returns the tools of a record, which tables hold as JSON."""
     tools = record.get("tools")
     if not isinstance(tools, str):
@@ -120,7 +122,7 @@ def _tools(record: Mapping[str, Any]) -> Any:
         raise UserError(f"'tools' is no JSON: {error}") from None
 
 
-def _checked(given: object, key: str) -> list[dict[str, Any]]:
+def parse_messages(given: object, key: str) -> list[dict[str, Any]]:
     """Returns messages without empty fields, which tables add. Raises UserError for others."""
     if not isinstance(given, list) or not all(isinstance(turn, Mapping) for turn in given):
         raise UserError(f"{key!r} is not a list of objects")

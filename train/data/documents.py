@@ -46,13 +46,14 @@ class DataConfig:
     packing: Packing = "separate"
     held_out: float = 0.02  # fraction of the documents that is never trained on
     seed: int = 0  # for the order of the training windows
+    max_epochs: int | None = None  # how often a run may take each row; None: as often as it needs
     # Folder for token files, reused by later runs and read where they are; None: tokens are in
     # memory
     cache: str | None = None
     bad_rows: Policy = "stop"  # or "skip" those that cannot be used, and count them
 
     def __post_init__(self) -> None:
-        check_split(self.held_out, self.seed)
+        check_split(self.held_out, self.seed, self.max_epochs)
 
     def load(self, model: Model, seq_len: int) -> Examples:
         """Loads the text as windows for `model`.

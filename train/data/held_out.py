@@ -9,8 +9,13 @@ from jaxllm.config.checks import check_seed
 from jaxllm.errors import UserError
 
 
-def check_split(held_out: float, seed: int) -> None:
-    """Raises UserError unless `held_out` is in [0, 1) and `seed` is valid for NumPy and grain."""
+def check_split(held_out: float, seed: int, max_epochs: int | None = None) -> None:
+    """Raises UserError unless `held_out` is in [0, 1) and `seed` is valid for NumPy and grain.
+
+    Likewise if `max_epochs` is given and not positive.
+    """
+    if max_epochs is not None and max_epochs < 1:
+        raise UserError(f"data.max_epochs={max_epochs} is not a positive number")
     if not 0 <= held_out < 1:
         raise UserError(f"data.held_out={held_out} is not in [0, 1)")
     check_seed(seed, "data.seed")

@@ -31,9 +31,10 @@ class PairsConfig:
     eos: str | None = None  # end-of-sequence token, if the tokenizer's folder does not name it
     held_out: float = 0.02  # fraction of the sources that is never trained on
     seed: int = 0  # for the order of the training pairs
+    max_epochs: int | None = None  # how often a run may take each row; None: as often as it needs
 
     def __post_init__(self) -> None:
-        check_split(self.held_out, self.seed)
+        check_split(self.held_out, self.seed, self.max_epochs)
 
     def load(self, model: Model, seq_len: int) -> Examples:
         """Loads and tokenizes the pairs for `model`.

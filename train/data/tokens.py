@@ -36,9 +36,10 @@ class TokensConfig:
     eos: str | None = None  # end-of-sequence token, if the tokenizer's folder does not name it
     packing: Packing = "separate"  # as for `text`
     seed: int = 0  # for the order of the rows
+    max_epochs: int | None = None  # how often a run may take each row; None: as often as it needs
 
     def __post_init__(self) -> None:
-        check_split(0, self.seed)
+        check_split(0, self.seed, self.max_epochs)
 
     def load(self, model: Model, seq_len: int) -> Examples:
         """Opens the files, of which rows are read when they are needed.

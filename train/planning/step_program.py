@@ -12,7 +12,9 @@ from jax.sharding import AbstractDevice, AbstractMesh, AxisType
 from jaxllm.models import Decoder, EncoderDecoder, Model, SequenceModel, SequenceToSequence
 from jaxllm.sharding import MESH_AXES, named_sharding
 from jaxllm.train.config import ConfigError, TrainConfig
-from jaxllm.train.data import Documents
+from jaxllm.train.data import Documents, PreferencesConfig
+from jaxllm.train.data.preference.config import PreferenceRows
+from jaxllm.train.data.preference.pair import EncodedPair
 from jaxllm.train.data.tasks import TaskConfig
 from jaxllm.train.data.vectors import expected_shapes
 from jaxllm.train.finetuning.start import model_to_train
@@ -98,6 +100,9 @@ def _rows(config: TrainConfig, model: Model) -> Rows:
     if isinstance(model, EncoderDecoder):
         return {**text, "source": ((T,), np.int32), "source_mask": ((T,), np.bool_)}
     assert isinstance(model, Decoder), "the only other model of tokens"
+    if isinstance(config.data, PreferencesConfig):
+        rows = PreferenceRows([EncodedPair([0, 0], [0, 0], 1)], T).take([0])
+        return {name: (array.shape[1:], array.dtype) for name, array in rows.items()}
     is_packed = isinstance(config.data, Documents) and config.data.packing != "joined"
     packed: Rows = dict.fromkeys(("segment_ids", "positions"), ((T,), np.int32))
     return {**text, **packed} if is_packed else text

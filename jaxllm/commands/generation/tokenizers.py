@@ -67,13 +67,12 @@ def check_vocabulary(path: str, draft: "Model", tokenizer: "Tokenizer") -> "Toke
 def _tokenizer_of_run(path: Path, model: "TokenModel") -> tuple[str | None, str | None, bool]:
     """Returns what a run was trained with: the tokenizer, its eos, and whether the model is new."""
     from jaxllm.train.config import load_stored
-    from jaxllm.train.data.documents import DataConfig
-    from jaxllm.train.data.pairs import PairsConfig
+    from jaxllm.train.data import Tokenized
     from jaxllm.train.setup import with_tokenizer
 
     run = load_stored(path / "config.yaml")
     data = with_tokenizer(run, model)
-    if not isinstance(data, DataConfig | PairsConfig):
+    if not isinstance(data, Tokenized):
         raise UserError(
             f"{path} was not trained on text, so it has no tokenizer; its data is {data}"
         )

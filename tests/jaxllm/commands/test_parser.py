@@ -48,6 +48,7 @@ def test_all_commands_are_listed():
         "generate",
         "chat",
         "serve",
+        "eval",
         "convert",
         "inspect",
         "verify",

@@ -9,9 +9,10 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from jaxllm.errors import UserError
 from jaxllm.tokenization import ByteTokenizer
-from jaxllm.train.data.batches import Batches
-from jaxllm.train.data.documents import Corpus
+from jaxllm.train.data.batches import Batches, check_epochs
+from jaxllm.train.data.documents import Corpus, DataConfig
 from jaxllm.train.data.streams.windows import TokenStream
 
 
@@ -103,6 +104,22 @@ def test_too_few_examples_are_reported_with_their_number():
     batches_of(corpus(18), seq_len=8, batch_size=3)
     with pytest.raises(ValueError, match="batch_size=3, but there are only 2 training examples"):
         batches_of(corpus(17), seq_len=8, batch_size=3)
+
+
+@pytest.mark.parametrize(("steps", "most"), [(6, 1), (12, 2)])
+def test_data_that_run_out_are_named(steps, most):
+    examples = corpus(160 + 1).windows(8)  # 20 rows
+    data = DataConfig(text=("mine.jsonl",), max_epochs=most)
+    check_epochs(examples, steps, 3, DataConfig())
+    check_epochs(examples, steps, 3, data)
+    message = (
+        rf"data\.text=\('mine\.jsonl',\) runs out: {steps + 2} steps take {3 * steps + 6} of "
+        rf"its rows, but it has 20, and max_epochs={most} allows {20 * most}, which last for about "
+    )
+    with pytest.raises(UserError, match=message):
+        check_epochs(examples, steps + 2, 3, data)
+    with pytest.raises(UserError, match=r"data\.max_epochs=0 is not a positive number"):
+        DataConfig(max_epochs=0)
 
 
 @pytest.mark.parametrize("held_out", [2, 17, 45, 49])

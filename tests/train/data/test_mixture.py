@@ -1,5 +1,6 @@
 """Mixtures: shares by tokens, the same rows wherever a run begins, and a loss of each source."""
 
+import dataclasses
 import itertools
 import json
 
@@ -12,7 +13,7 @@ from tiny import random_model
 from jaxllm.errors import UserError
 from jaxllm.models import build_abstract
 from jaxllm.train.config import ConfigError, from_dict, to_dict
-from jaxllm.train.data.batches import PERIOD, Batches, interleave
+from jaxllm.train.data.batches import PERIOD, Batches, check_epochs, interleave
 from jaxllm.train.data.chat import ChatConfig
 from jaxllm.train.data.documents import DataConfig
 from jaxllm.train.data.mixture import MixtureConfig
@@ -46,6 +47,23 @@ def examples_of(config):
 
 def take(batches, count, step=0):
     return list(itertools.islice(batches.train(step), count))
+
+
+def test_the_source_that_runs_out_is_named_at_the_step_at_which_a_row_would_come_again(config):
+    examples = examples_of(config)
+    chats = examples.mixing.lengths[1]
+    seen: set[bytes] = set()
+    steps = 0
+    for batch in take(Batches(examples, batch_size=8), 200):
+        rows = [row.tobytes() for row in batch["tokens"][batch["sources"][:, 1]]]
+        if len(seen | set(rows)) < len(seen) + len(rows):
+            break
+        seen, steps = seen | set(rows), steps + 1
+    limited = {**config.mixture, "chat": dataclasses.replace(config.mixture["chat"], max_epochs=1)}
+    limited = MixtureConfig(mixture=limited, weights=WEIGHTS, tokenizer="bytes", seed=3)
+    check_epochs(examples, steps, 8, limited)
+    with pytest.raises(UserError, match=rf"data\.mixture\.chat\.chat=.* but it has {chats}, and"):
+        check_epochs(examples, steps + 1, 8, limited)
 
 
 def test_tokens_have_the_shares_of_the_weights(config):
@@ -112,7 +130,7 @@ def test_the_loss_of_each_source_is_that_of_its_rows(config):
     model = random_model(vocab_size=256, num_layers=1)
     options = LossConfig(chunk_tokens=50)
     loss = jax.jit(lambda batch: next_token_loss(model, batch, options))
-    total, _, by_source = loss(batch)
+    total, _, by_source, _ = loss(batch)
     assert float(by_source.sum()) == pytest.approx(float(total), rel=1e-6)
     for number in range(3):
         own = batch["sources"][:, number]

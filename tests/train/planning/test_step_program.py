@@ -11,6 +11,7 @@ from tiny import TINY
 from jaxllm.models import build_abstract
 from jaxllm.train.config import ConfigError
 from jaxllm.train.data.documents import DataConfig
+from jaxllm.train.data.preference.config import PreferencesConfig
 from jaxllm.train.data.streams.windows import Windows
 from jaxllm.train.data.tasks import TaskConfig
 from jaxllm.train.mesh import MeshConfig, SlicesConfig
@@ -34,6 +35,15 @@ def test_a_batch_of_text_has_what_windows_have(packing):
         name: (x.shape, x.dtype) for name, x in rows.items()
     }
     assert {x.sharding.shard_shape(x.shape)[0] for x in found.values()} == {2}
+
+
+def test_a_batch_of_preferences_has_two_sequences_in_a_row():
+    data = PreferencesConfig(preferences=("absent.jsonl",))
+    found = abstract_batch(dataclasses.replace(run(), data=data), build_abstract(TINY), MESH)
+    assert {name: x.shape for name, x in found.items()} == {
+        **{"tokens": (16, 2, 65), "targets": (16, 2, 64), "segment_ids": (16, 2, 64)},
+        "mask": (16,),
+    }
 
 
 def test_a_batch_of_a_task_has_what_the_task_draws():

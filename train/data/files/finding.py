@@ -10,6 +10,8 @@ from jaxllm.hub import local_path
 from jaxllm.storage.download import find_matching
 from jaxllm.storage.paths import is_remote
 
+from .named import is_dataset
+
 # How the names of data files end: those of a folder that is given, not its other files.
 ENDS = (
     *(".txt", ".jsonl", ".jsonl.gz", ".jsonl.zst", ".json"),
@@ -44,6 +46,8 @@ def local_files(patterns: Iterable[str], ends: tuple[str, ...] = ENDS) -> list[P
 
 
 def _matches(pattern: str, ends: tuple[str, ...] = ENDS) -> dict[str, int]:
+    if is_dataset(pattern):
+        raise UserError(f"{pattern} names a dataset, which has no files here; train on its rows")
     if is_remote(pattern):
         found = find_matching(pattern)
     else:  # the name of a file may contain glob characters

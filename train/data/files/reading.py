@@ -7,6 +7,7 @@ from jaxllm.errors import UserError
 from jaxllm.untrusted.regular_files import check_is_regular
 
 from .finding import local_files
+from .named import is_dataset, named_rows
 from .row import Read, Row
 from .table_rows import array_record, arrow, parquet
 from .text_rows import json_lines, json_list, text_file
@@ -28,14 +29,18 @@ def read_rows(patterns: Iterable[str], columns: tuple[str, ...]) -> Iterator[Row
     """Yields the rows of files, in order.
 
     Args:
-        patterns: files, folders or glob patterns.
+        patterns: files, folders, glob patterns, or names of datasets, whose rows come first.
         columns: the columns to read where a file is a table; the others are left out.
 
     Raises:
         MissingFileError: a pattern matches no file.
         UserError: a file has no row, none of the columns, or another format than its name says.
     """
-    for file in local_files(patterns):
+    given = tuple(patterns)
+    for address in filter(is_dataset, given):
+        yield from named_rows(address, columns)
+    files = [pattern for pattern in given if not is_dataset(pattern)]
+    for file in local_files(files):
         read = find_format(file)
         check_is_regular(file)
         row = None

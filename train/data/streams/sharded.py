@@ -52,6 +52,7 @@ class ShardedArray:
         self.dtype = parts[0].dtype if parts else np.dtype(np.uint8)
         self.ends = np.cumsum([part.length for part in parts], dtype=np.int64)
         self._opened: dict[int, np.ndarray] = {}
+        self._stamps: dict[int, tuple[int, ...]] = {}
 
     def __len__(self) -> int:
         return int(self.ends[-1]) if len(self.ends) else 0
@@ -82,17 +83,13 @@ class ShardedArray:
         return f"{self.dtype} {blake2b(parts.encode(), digest_size=16).hexdigest()}"
 
     def open_part(self, number: int) -> np.ndarray:
-        """Returns a part, mapped. Raises UserError if its file is missing or has changed."""
+        """Returns a part, mapped. Raises UserError if its file is missing or has changed.
+
+        That is asked each time: what is read of a file that was cut short would end the process.
+        """
+        part = self.parts[number]
+        self._check(number, part)
         if number not in self._opened:
-            part = self.parts[number]
-            try:
-                size = part.file.stat().st_size
-            except OSError as error:
-                raise UserError(f"{part.file}: the token file is gone: {error.strerror}") from None
-            if size != part.size:
-                raise UserError(
-                    f"{part.file}: the token file has changed: {size:,} bytes, not {part.size:,}"
-                )
             found: np.ndarray = np.zeros(0, part.dtype)
             if part.length:  # what is empty cannot be mapped
                 found = np.memmap(
@@ -100,6 +97,25 @@ class ShardedArray:
                 )
             self._opened[number] = found
         return self._opened[number]
+
+    def _check(self, number: int, part: Part) -> None:
+        """Raises UserError if the file of a part is missing or has other content than before."""
+        try:
+            now = part.file.stat()
+            stamp = now.st_size, now.st_mtime_ns, now.st_ino
+            if self._stamps.get(number) == stamp:
+                return
+            if now.st_size == part.size and sample_file(part.file) == part.sample:
+                if self._stamps.get(number, stamp)[2] != stamp[2]:
+                    self._opened.pop(number, None)  # another file of that name
+                self._stamps[number] = stamp
+                return
+        except OSError as error:
+            raise UserError(f"{part.file}: the token file is gone: {error.strerror}") from None
+        raise UserError(
+            f"{part.file}: the token file has changed: {now.st_size:,} bytes, which are not the "
+            f"{part.size:,} that it had"
+        )
 
 
 class ShardedStarts(ShardedArray):

@@ -61,16 +61,26 @@ def test_windows_over_shards_are_those_of_one_array(shards):
         np.testing.assert_array_equal(array, other[name])
 
 
-@pytest.mark.parametrize("change", ["gone", "longer"])
-def test_a_file_that_has_vanished_or_changed_is_named(shards, change, tmp_path):
-    files, *_ = shards
+@pytest.mark.parametrize("change", ["gone", "cut", "other"])
+@pytest.mark.parametrize("is_open", [False, True], ids=["before it is read", "while it is read"])
+def test_a_file_that_has_vanished_or_changed_is_named(shards, change, is_open, tmp_path):
+    files, _, tokens, _ = shards
+    file, last = tmp_path / "2.bin", len(files) - 1
+    content = file.read_bytes()
+    if is_open:
+        assert files[last] == tokens[last]
     if change == "gone":
-        (tmp_path / "2.bin").unlink()
+        file.unlink()
     else:
-        (tmp_path / "2.bin").write_bytes(b"x")
-    assert files[0] == shards[2][0]
-    with pytest.raises(UserError, match=r"2\.bin: the token file (is gone|has changed: 1 bytes)"):
-        files[len(files) - 1]
+        other = bytes([content[0] ^ 1]) + content[1:]
+        file.write_bytes(b"x" if change == "cut" else other)
+    assert files[0] == tokens[0]
+    with pytest.raises(
+        UserError, match=r"2\.bin: the token file (is gone|has changed: [\d,]+ byte)"
+    ):
+        files[last]
+    file.write_bytes(content)
+    assert files[last] == tokens[last]
 
 
 def test_the_identity_is_that_of_the_content(shards, tmp_path):

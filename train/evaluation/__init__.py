@@ -1,0 +1,1 @@
+"""Evaluation of models on data of their own, apart from a run."""

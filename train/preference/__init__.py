@@ -1,0 +1,1 @@
+"""Training on preferences: the loss of DPO, and the reference that it compares with."""
