@@ -48,6 +48,7 @@ def test_all_commands_are_listed():
         "generate",
         "chat",
         "eval",
+        "new",
         "convert",
         "inspect",
         "verify",
