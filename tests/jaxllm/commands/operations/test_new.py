@@ -43,6 +43,7 @@ def test_the_kind_of_data_is_that_of_the_first_row(kind, data, byte_model, capsy
     assert sum("# " in line for line in Path("mine.yaml").read_text().splitlines()) > 10
 
 
+@pytest.mark.exhaustive
 def test_a_run_of_the_file_trains(data):
     assert main(["new", "small", "--from", "tiny", "--data", "text.jsonl"]) == 0
     short = ["--steps", "2", "--optimizer.warmup-steps", "1", "--seq-len", "16"]
