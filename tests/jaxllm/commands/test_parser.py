@@ -49,6 +49,7 @@ def test_all_commands_are_listed():
         "chat",
         "serve",
         "eval",
+        "new",
         "convert",
         "inspect",
         "verify",
