@@ -15,11 +15,13 @@ from hf_case import Case, stored, tokens_of
 from tiers import in_tiers
 from tiny import relative_l2
 
+from jaxllm.generation import Sampling, TokenRules, beam_search, generate
 from jaxllm.interop import load_pretrained, save_pretrained
 from jaxllm.interop.families import FAMILIES
 from jaxllm.models import Model, with_scanned_layers
 
 TOLERANCE = 1e-5  # relative L2 of logits, float32
+NEW = 16
 
 
 # Families that differ most in their layers and caches: full, windowed, sparse.
@@ -171,6 +173,50 @@ class DecoderFamily:
             out = step(model, tokens[:, t : t + 1], np.full((2, 1), t), out.cache)
             logits.append(out.logits)
         assert relative_l2(np.concatenate(logits, axis=1), whole) <= TOLERANCE
+
+    @pytest.mark.exhaustive
+    @once
+    def test_generation_matches_transformers(self, case):
+        """Greedy tokens, beams and processed scores of ragged prompts, with several ends."""
+        rows = tokens_of(case.original)
+        prompts = [rows[0, :9].tolist(), rows[1, :3].tolist(), rows[0, 9:39].tolist()]
+        model = with_scanned_layers(case.model, False)
+        free = generate(model, prompts, NEW)
+        ends = [free[0][NEW // 2], free[1][NEW // 3]]
+
+        def theirs(**options) -> list[list[int]]:
+            return [self.by_transformers(case.original, prompt, **options) for prompt in prompts]
+
+        assert free == theirs()
+        ended = generate(model, prompts, NEW, eos_ids=ends)
+        assert ended == theirs(eos_token_id=ends)
+        processed = generate(
+            model,
+            prompts,
+            NEW,
+            eos_ids=ends,
+            sampling=Sampling(repetition_penalty=1.3),
+            rules=TokenRules(no_repeat_ngram_size=3, min_new_tokens=4),
+        )
+        settings = {"repetition_penalty": 1.3, "no_repeat_ngram_size": 3, "min_new_tokens": 4}
+        assert processed == theirs(eos_token_id=ends, **settings)
+        beams = beam_search(model, prompts, NEW, num_beams=3, eos_ids=ends)
+        assert beams == theirs(eos_token_id=ends, num_beams=3)
+
+    @staticmethod
+    def by_transformers(original: Any, prompt: list[int], **options: Any) -> list[int]:
+        tokens = torch.tensor([prompt])
+        found = original.generate(
+            tokens,
+            attention_mask=torch.ones_like(tokens),
+            max_new_tokens=NEW,
+            do_sample=False,
+            pad_token_id=0,
+            **{"eos_token_id": None, **options},
+        )[0, len(prompt) :].tolist()
+        ends = options.get("eos_token_id", ())
+        count = next((i + 1 for i, token in enumerate(found) if token in ends), None)
+        return found[:count]
 
     def test_configs_of_both_transformers_versions_are_read(self, case, tmp_path):
         """transformers 5 writes `rope_parameters` and `dtype`; jaxllm writes the fields of 4."""

@@ -101,7 +101,7 @@ def begin(
     ended_B = jnp.where(settings.limit_B > 0, RUNNING, AT_LIMIT).astype(jnp.int32)
     no_probs_BS = jnp.zeros(text.tokens_BS.shape)
     progress = Progress(text, start.x_BD, start.cache, no_probs_BS, ended_B)
-    return go_on(program, start.model, progress, settings, steps)
+    return _loop(program, start.model, progress, settings, steps)
 
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnames="progress", compiler_options=IN_LOOPS)
@@ -111,13 +111,12 @@ def advance(
     """Generates up to `steps` more tokens of each row that has not ended."""
     model = program.model(params)
     decoder = model.decoder if isinstance(model, EncoderDecoder) else model
-    return go_on(program, decoder, progress, settings, steps)
+    return _loop(program, decoder, progress, settings, steps)
 
 
-def go_on(
+def _loop(
     program: Program, model: Decoder, progress: Progress, settings: Settings, steps: Array
 ) -> Progress:
-    """Generates up to `steps` tokens of each row that has not ended, in a traced loop."""
 
     def is_running(carry: tuple[Array, Progress]) -> Array:
         i, progress = carry

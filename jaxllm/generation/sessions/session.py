@@ -13,7 +13,7 @@ from jaxllm.errors import UserError
 from jaxllm.generation.continuation import Continuation, Follower, Stream
 from jaxllm.generation.decode import GREEDY, NO_RULES
 from jaxllm.generation.incremental import frequencies_change, read_texts
-from jaxllm.generation.loop import IN_LOOPS, RUNNING, Program, Progress, advance, begin, go_on
+from jaxllm.generation.loop import RUNNING, Program, Progress, advance, begin
 from jaxllm.generation.prompts import bucket_size, check_prompts, check_token_model, pad_prompts
 from jaxllm.generation.rules import TokenRules
 from jaxllm.generation.sampling import Sampling
@@ -88,7 +88,7 @@ class Session:
     def _begin(
         self, prompt: list[int], max_new_tokens: int, settings: Settings, steps: np.int32
     ) -> Progress:
-        """Reads what is new of the prompt, and generates the first tokens."""
+        """Reads what is new of the prompt; of a new text, generates the first tokens too."""
         cache, count = self.cache, self._count_known(prompt)
         self.cache = None  # its arrays are given away
         length = max(self.length, bucket_size(len(prompt) + max_new_tokens))
@@ -105,8 +105,7 @@ class Session:
         text = np.zeros((1, length), np.int32)
         text[0, : len(prompt)] = prompt
         start = np.array([count], np.int32)
-        given = tokens, lengths, start, text, settings, steps
-        return _resume(self.program, self.params, cache, *given)
+        return _resume(self.program, self.params, cache, tokens, lengths, start, text)
 
     def _count_known(self, prompt: list[int]) -> int:
         """Returns how many of the prompt's first tokens the cache serves; one is always read."""
@@ -145,7 +144,7 @@ class Session:
         self.known = tokens[: length - 1].tolist()  # the last one is not read
 
 
-@functools.partial(jax.jit, static_argnums=0, donate_argnames="cache", compiler_options=IN_LOOPS)
+@functools.partial(jax.jit, static_argnums=0, donate_argnames="cache")
 def _resume(
     program: Program,
     params: dict,
@@ -154,14 +153,11 @@ def _resume(
     lengths_B: Array,
     starts_B: Array,
     text_BS: Array,
-    settings: Settings,
-    steps: Array,
 ) -> Progress:
-    """Reads tokens after the `starts_B` that the cache holds, and generates up to `steps` more."""
+    """Reads tokens after the `starts_B` that the cache holds; `advance` then generates others."""
     model = program.model(params)
     assert isinstance(model, Decoder), "checked by Session"
     x_BD, cache = read_texts(model, tokens_BT, lengths_B, cache, starts_B=starts_B)
     whole_B = starts_B + lengths_B
     text, ended_B = Text(text_BS, whole_B, whole_B), jnp.full_like(whole_B, RUNNING)
-    progress = Progress(text, x_BD, cache, jnp.zeros(text_BS.shape), ended_B)
-    return go_on(program, model, progress, settings, steps)
+    return Progress(text, x_BD, cache, jnp.zeros(text_BS.shape), ended_B)

@@ -1,5 +1,7 @@
 """Scores of the next token are those of transformers' processors, in their order, row by row."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,7 +13,7 @@ from transformers import GenerationConfig, GenerationMixin
 
 from jaxllm.generation import Sampling, TokenRules
 from jaxllm.generation.scores.processors import Text, choose, process, warp
-from jaxllm.generation.scores.settings import filter_logits, stack_settings
+from jaxllm.generation.scores.settings import stack_settings
 
 V, S, LIMIT = 60, 24, 12
 EOS = (3, 11)
@@ -158,21 +160,58 @@ def draws_of(settings, scores_V):
     def block(first):
         rows = first + jnp.arange(len(settings.top_k_B))
         seeds = jnp.stack([jnp.zeros_like(rows), rows], axis=1).astype(jnp.uint32)
+        own = Text(*(jnp.repeat(x[:1], len(rows), axis=0) for x in (TOKENS, LENGTHS, STARTS)))
         scores_BV = jnp.broadcast_to(scores_V, (len(rows), len(scores_V)))
+        scores_BV = process(scores_BV, own, settings)
         return choose(scores_BV, settings._replace(seeds_B2=seeds), jnp.zeros_like(rows))
 
     return jax.lax.map(block, jnp.arange(0, 100_000, 1000)).reshape(-1)
 
 
-@pytest.mark.parametrize(
-    "name", examples([name for name, case in CASES.items() if "temperature" in case[0]], "all")
-)
+LIMITS = {
+    **{"top_k": 30, "top_p": 0.95, "min_p": 0.01, "typical_p": 0.9},
+    **{"epsilon_cutoff": 0.01, "eta_cutoff": 0.02},
+}
+# Every combination of the limits of sampling.
+COMBINATIONS = [
+    " ".join(names)
+    for count in range(len(LIMITS) + 1)
+    for names in itertools.combinations(LIMITS, count)
+]
+
+
+@pytest.mark.parametrize("names", examples(COMBINATIONS, " ".join(LIMITS)))
+def test_draws_of_each_combination_follow_the_distribution_of_transformers(names):
+    sampling = {"temperature": 1.3, **{name: LIMITS[name] for name in names.split()}}
+    scores_V = SCORES[0] / 2
+    expected_V = torch.softmax(torch.tensor(warped_by_transformers(sampling, scores_V)), -1).numpy()
+    check_draws(Sampling(**sampling), TokenRules(), scores_V, expected_V)
+
+
+@pytest.mark.parametrize("name", examples(CASES, "all"))
 def test_draws_follow_the_processed_distribution(name):
-    sampling = Sampling(**CASES[name][0])
-    scores_V = jnp.asarray(SCORES[0]) / 2
-    settings = stack_settings(V, [sampling] * 1000)
+    """Those of each processor, after penalties and rules, which transformers applies."""
+    sampling, ours, theirs = CASES[name]
+    sampling = {"temperature": 1.2, **sampling}
+    expected_V = torch.softmax(torch.tensor(by_transformers(0, sampling, theirs)), -1).numpy()
+    check_draws(Sampling(**sampling), TokenRules(**ours), SCORES[0], expected_V)
+
+
+def warped_by_transformers(sampling: dict, scores_V: np.ndarray) -> np.ndarray:
+    config = GenerationConfig(**{"top_k": 0, **sampling}, do_sample=True)
+    config.max_length = S
+    processors = Generator()._get_logits_processor(config, input_ids_seq_length=1, device="cpu")
+    return processors(torch.tensor([[0]]), torch.tensor(scores_V[None]))[0].numpy()
+
+
+def check_draws(
+    sampling: Sampling, rules: TokenRules, scores_V: np.ndarray, expected_V: np.ndarray
+) -> None:
+    """Compares 100,000 draws after row 0 with the expected distribution, by chi-square."""
+    settings = stack_settings(
+        V, [sampling] * 1000, [rules] * 1000, limits=[LIMIT] * 1000, eos_ids=EOS
+    )
     draws = np.asarray(draws_of(settings, scores_V))
-    expected_V = np.asarray(jax.nn.softmax(filter_logits(sampling, scores_V[None])))[0]
     expected_V = expected_V.astype(np.float64) * len(draws)
     count_V = np.bincount(draws, minlength=V)
     assert set(np.flatnonzero(count_V)) <= set(np.flatnonzero(expected_V))
