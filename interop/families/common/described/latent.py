@@ -130,8 +130,7 @@ def latent_rules(config: DecoderConfig) -> list[Rule]:
 
     A head of `kv_up` is its keys, without what is rotated, and its values: U; W is the latter.
     """
-    latent = config.attention.latent
-    assert latent is not None, "refused otherwise"
+    latent = _latent_of(config)
     theirs, ours = "model.layers.{L}.self_attn.", "layers.{L}.attn."
     down, out = config.attention.qkv_bias, config.attention.out_bias
     queries = linear_rules(f"{theirs}q_proj", f"{ours}q_proj", "(N H)", "D")
@@ -152,8 +151,7 @@ def latent_rules(config: DecoderConfig) -> list[Rule]:
 
 def latent_axes(config: DecoderConfig) -> dict[str, int]:
     """Returns the sizes of the axes of `latent_rules`."""
-    latent = config.attention.latent
-    assert latent is not None, "refused otherwise"
+    latent = _latent_of(config)
     return {
         "Q": latent.query_rank or 0,
         "P": latent.kv_rank,
@@ -161,6 +159,12 @@ def latent_axes(config: DecoderConfig) -> dict[str, int]:
         "U": config.head_dim - latent.rope_dim + latent.value_dim,
         "W": latent.value_dim,
     }
+
+
+def _latent_of(config: DecoderConfig) -> LatentConfig:
+    if config.attention.latent is None:
+        raise ValueError("attention.latent=None has no place there")
+    return config.attention.latent
 
 
 def predicting_layers(stored: Collection[str]) -> dict[str, str]:
