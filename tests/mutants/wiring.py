@@ -81,8 +81,9 @@ def one_expert_more(block: Block) -> None:
 
 
 def other_gelu(block: Block) -> None:
-    is_exact = block.mlp.activation == "gelu"
-    block.mlp.activation = "gelu_tanh" if is_exact else "gelu"
+    is_exact = block.mlp.config.activation == "gelu"
+    other = "gelu_tanh" if is_exact else "gelu"
+    block.mlp.config = dataclasses.replace(block.mlp.config, activation=other)
 
 
 def rope_moved(model: Decoder) -> Decoder:
