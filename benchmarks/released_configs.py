@@ -47,6 +47,8 @@ SIZES = {
     **dict.fromkeys(("num_layers", "num_decoder_layers"), LAYERS - 1),
     **dict.fromkeys(("num_attention_heads", "n_head", "num_heads"), HEADS),
     **dict.fromkeys(("num_experts", "num_local_experts"), 4),
+    **dict.fromkeys(("kv_lora_rank", "q_lora_rank", "qk_nope_head_dim", "v_head_dim"), 32),
+    **{"n_routed_experts": 16, "first_k_dense_replace": 1, "qk_rope_head_dim": 16},
     **dict.fromkeys(("n_ctx", "n_positions"), 512),
     **dict.fromkeys(("sliding_window", "sliding_window_size"), WINDOW),
     **dict.fromkeys(("head_dim", "query_pre_attn_scalar"), 24),
