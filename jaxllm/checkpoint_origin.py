@@ -65,7 +65,7 @@ class Origin:
 
     @property
     def readable_folders(self) -> list[Path]:
-        """Those of `folders` that can be read, for exports, of which `copy_files` says the rest."""
+        """`folders`, or none if a GGUF file's tokenizer cannot be read; `copy_files` warns then."""
         try:
             return self.folders
         except UserError:  # of the tokenizer in a GGUF file

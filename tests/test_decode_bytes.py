@@ -1,4 +1,4 @@
-"""What a decoded token moves in HBM: as recorded of the compilers, near the least."""
+"""The recorded bytes that a decoded token moves in HBM are near the least possible."""
 
 import json
 

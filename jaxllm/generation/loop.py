@@ -35,7 +35,7 @@ class Progress(NamedTuple):
 
 
 class Drafting(NamedTuple):
-    """What a draft model has read and proposed."""
+    """The cache of a draft model, and how many of its tokens were proposed and accepted."""
 
     cache: Caches
     drafted_B: Array  # tokens proposed so far

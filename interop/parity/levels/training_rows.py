@@ -23,7 +23,7 @@ from .training_errors import INFINITE
 
 AnyRow = TypeVar("AnyRow", TensorResult, LossResult)
 
-MISSING = Spread(0.0, 0.0, 0.0)  # of a parameter that the reference lacks
+MISSING = Spread(0.0, 0.0, 0.0)  # of a parameter that one side lacks
 UNKNOWN = Spread(0.0, 0.0, math.inf)  # of what consists of noise
 
 

@@ -120,6 +120,9 @@ def _is_servable(path: Path, arguments: argparse.Namespace) -> bool:
     from jaxllm.interop.loading.checkpoint_dir import HF, read_family
 
     is_run = (path / "config.yaml").is_file()
-    if arguments.rules is not None or not path.is_dir() or is_run or model_format_of(path):
+    if not path.is_dir() or is_run or model_format_of(path):
+        return False
+    # What the servers know nothing of is applied, or refused, by the export.
+    if arguments.rules or arguments.allow or not arguments.strict or arguments.step is not None:
         return False
     return read_family(path)[0].format == HF

@@ -134,6 +134,11 @@ def _load(path: str, mesh: "Mesh", arguments: argparse.Namespace) -> "Model":
 
     options: dict[str, Any] = {"mesh": mesh, "dtype": arguments.dtype}
     if is_adapter(Path(path)):
+        if arguments.allow or not arguments.strict:
+            raise UserError(
+                f"{arguments.path} is an adapter, whose base is read strictly: leave out --allow "
+                "and --no-strict"
+            )
         return load_adapter(path, arguments.base, **options)
     if arguments.base is not None:
         raise UserError(f"--base: {arguments.path} is no adapter")

@@ -16,7 +16,7 @@ CHATS = {"messages", "conversations", "instruction", "completion"}
 
 
 class Start(NamedTuple):
-    """What a run begins with: its lines of YAML, and the most tokens that the model sees."""
+    """The model that a run begins with: its lines of YAML, and the most tokens that it sees."""
 
     lines: str
     max_len: int

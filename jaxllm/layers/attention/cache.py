@@ -170,7 +170,7 @@ class RingCache(NamedTuple):
 
 
 class LatentCache(NamedTuple):
-    """What all heads of latent attention share, P numbers for a token: its latent and rotated key.
+    """Latents and rotated keys of latent attention: P numbers for a token, which all heads share.
 
     Slots are those of `KVCache`. Its size is `kv_rank + rope_dim`, where keys and values would have
     `num_heads * (head_dim + value_dim)` (DeepSeek-AI, 2024, table 1).

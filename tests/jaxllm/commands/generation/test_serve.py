@@ -73,6 +73,10 @@ def test_what_servers_do_not_read_is_exported_first(folder, served, tmp_path, ca
     assert served[-1][1].folder == kept
     assert main(["serve", str(kept), "--port", port, "--export", str(tmp_path / "again")]) == 2
     assert "is a Hugging Face folder, which is served as it is" in capsys.readouterr().err
+    # The servers know nothing of allowances: they are applied by an export.
+    again = ["serve", str(kept), "--port", port, "--with", "transformers", "--no-strict"]
+    assert main(again) == 2
+    assert served[-1][1].folder != kept
 
 
 def test_a_port_in_use_is_said_before_anything_is_written(folder, served, tmp_path, capsys):

@@ -60,6 +60,8 @@ def test_an_adapter_is_evaluated_with_its_base(file, tmp_path, capsys):
     with theirs.disable_adapter():
         base = loss_of(theirs, documents)
     assert abs(found["loss"] - base) > 0.01
+    assert main([*arguments, "--tokenizer", str(tokenizer), "--no-strict"]) == 2
+    assert "leave out --allow and --no-strict" in " ".join(capsys.readouterr().err.split())
     arguments[1:2] = [str(tmp_path / "base"), "--base", "elsewhere"]
     assert main([*arguments, "--tokenizer", str(tokenizer)]) == 2
     assert "--base: " in capsys.readouterr().err

@@ -190,7 +190,7 @@ def test_draws_of_each_combination_follow_the_distribution_of_transformers(names
 
 @pytest.mark.parametrize("name", examples(CASES, "all"))
 def test_draws_follow_the_processed_distribution(name):
-    """Those of each processor, after penalties and rules, which transformers applies."""
+    """The expected distribution is that of transformers, for each processor and for all of them."""
     sampling, ours, theirs = CASES[name]
     sampling = {"temperature": 1.2, **sampling}
     expected_V = torch.softmax(torch.tensor(by_transformers(0, sampling, theirs)), -1).numpy()

@@ -1,6 +1,6 @@
 """gpt-oss: logits equal those of transformers; weights and config survive the round trip.
 
-Its experts in MXFP4, as it was released, are what transformers dequantizes them to.
+Experts in MXFP4, the released storage, are decoded to the bits of transformers.
 """
 
 import dataclasses
