@@ -1,5 +1,6 @@
 """Compares a model with its reference level by level, against the reference's rounding noise."""
 
+import dataclasses
 import platform
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -13,6 +14,7 @@ import optax
 
 from jaxllm.errors import UserError
 from jaxllm.models import Model
+from jaxllm.numerics.judgement import ENOUGH
 from jaxllm.numerics.significance import FALSE_ALARMS
 
 from .alignment.adapters import adapter_of
@@ -22,7 +24,7 @@ from .alignment.plain_modules import with_rules
 from .execution.jax_trace import PRECISION
 from .execution.recipe import Recipe
 from .execution.simulated_rounding import DRAWS
-from .levels.level import Level
+from .levels.level import Level, Stage
 from .levels.sides import Comparison
 from .levels.table import (
     LEVELS,
@@ -41,7 +43,8 @@ from .rendered_report import Report
 from .report.judged import Judged
 
 PACKAGES = ("jaxllm", "jax", "flax", "numpy", "optax")
-TOLERANCE = {"false_alarms": FALSE_ALARMS, "draws": DRAWS}
+DRAWS_TO_DECIDE = ENOUGH - 1  # the reference in float32 is one more
+TOLERANCE = {"false_alarms": FALSE_ALARMS, "draws": DRAWS, "draws_to_decide": DRAWS_TO_DECIDE}
 
 
 def compare(
@@ -129,16 +132,27 @@ def _compare(comparison: Comparison) -> Report:
         comparison.reference, comparison.unstacked, comparison.table
     ):
         stages = stages_of(alone)
-    runs = sum(stage.runs(comparison.levels) for stage in stages)
+    runs = sum(stage.runs(comparison.levels, comparison.draws) for stage in stages)
     with expecting(runs), keeping_freed_memory():
-        found = {}
+        found, rows = {}, []
         for stage in stages:
             found[stage.name] = stage.compare(comparison)
             return_scarce_memory()
+            rows += _rows_of(stage, comparison.levels, found)
+            if all(row.ok for row in rows) and any(row.is_suspect for row in rows):
+                del rows[:], found[stage.name]  # as large as the model
+                found[stage.name] = _decide(stage, comparison)
     name = type(comparison.reference).__name__
     packages = "torch", "transformers"
     dtype = output_config(comparison.model).numerics.dtype
     return assemble(name, comparison.inputs, comparison.levels, found, packages, dtype)
+
+
+def _decide(stage: Stage, comparison: Comparison) -> Any:
+    """Returns the result of a stage by so many draws that no row is suspect."""
+    again = dataclasses.replace(comparison, draws=DRAWS_TO_DECIDE)
+    with expecting(stage.runs(comparison.levels, again.draws), besides=True):
+        return stage.compare(again)
 
 
 def assemble(
@@ -165,6 +179,8 @@ def assemble(
         level.name: _rows(level, found) if level.name in levels or unjudged else ()
         for level in from_causes_to_effects()
     }
+    if not all(row.ok for found_rows in rows.values() for row in found_rows):
+        rows = {name: tuple(row.convicted() for row in judged) for name, judged in rows.items()}
     stages = (stage for stage in stages_of(LEVELS) if stage.name in found)
     details: dict[str, Any] = {"tokens": inputs.num_tokens, "versions": {}}
     digests: dict[str, str] = {}
@@ -193,6 +209,13 @@ def assemble(
         digests=digests,
         **{**details, "versions": _versions(packages) | details["versions"]},
     )
+
+
+def _rows_of(stage: Stage, levels: Sequence[str], found: Mapping[str, Any]) -> list[Judged]:
+    """Returns the rows of some levels that are judged by a stage."""
+    return [
+        row for name in levels if LEVELS[name].stage is stage for row in _rows(LEVELS[name], found)
+    ]
 
 
 def _rows(level: Level, found: Mapping[str, Any]) -> tuple[Judged, ...]:

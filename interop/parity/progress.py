@@ -20,9 +20,9 @@ def following(follower: Follower) -> Iterator[None]:
 
 
 @contextmanager
-def expecting(runs: int) -> Iterator[None]:
-    """Within this context, there are this many runs."""
-    with _set(_total, runs):
+def expecting(runs: int, *, besides: bool = False) -> Iterator[None]:
+    """Within this context, there are this many runs, or as many besides those expected before."""
+    with _set(_total, runs + (_total.get() or 0) * besides):
         yield
 
 

@@ -4,19 +4,23 @@ The truth is the reference in float64. Evaluations of the reference with simulat
 other draws of the same error. A result passes if its error could be one more draw. Where there is
 no truth, equivalent evaluations are compared with each other.
 
-The squared length of an error vector with many independent parts hardly varies between draws; that
-of one with a single part varies as the square of a normal number. Two independent draws tell which
-it is: the expected squared cosine of the angle between them is one over the number of effective
-parts. With that many degrees of freedom, the ratio of squared lengths follows Fisher's F
-distribution (Satterthwaite, 1946, "An approximate distribution of estimates of variance
-components").
+A few draws give an estimate. The squared length of an error vector with many independent parts
+hardly varies; that of one with a single part varies as the square of a normal number. Two
+independent draws tell which it is: the expected squared cosine of the angle between them is one
+over the number of effective parts. With that many degrees of freedom, the ratio of squared lengths
+follows Fisher's F distribution (Satterthwaite, 1946, "An approximate distribution of estimates of
+variance components").
+
+The estimate can be too low, where one direction has a part of the variance of which the few draws
+had little by chance. So an error beyond it is only suspect, unless it is also beyond the fiducial
+limit (`fiducial`). That holds for all spectra; with few draws it is wide, with `ENOUGH` it is
+narrow and decides.
 """
 
 import itertools
 import math
 from collections.abc import Sequence
-from functools import cache
-from typing import NamedTuple, Self
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -24,6 +28,8 @@ from scipy.stats import chi2
 from scipy.stats import f as fisher
 
 from .distance import norm
+from .error_vector import ErrorVector, error_of
+from .judgement import Spread
 
 # The chance that a correct model fails, for a whole report: half of it is shared by up to 20,000
 # arrays, half by up to 100 single numbers, such as losses.
@@ -33,11 +39,6 @@ CHANCE_OF_NUMBER = FALSE_ALARMS / 2 / 100
 
 # The chance that errors have fewer independent parts than they are taken to have.
 PARTS_ERROR_RATE = FALSE_ALARMS
-
-# Length of a sketch. Angles, and so the number of parts, are not known more closely than this. A
-# prime, so that the elements of one column do not all go to the same place.
-SKETCH = 1021
-ROWS = 256  # of this length at once
 
 # If chance alone may make an error this many times the root mean square of the draws, it is also
 # judged without the direction that the draws share.
@@ -53,106 +54,6 @@ NOISE_ONLY = 0.1
 
 # What is left without the direction is taken to be at least this, relative to the whole.
 LEAST_REST = 2.0**-10
-
-
-class ErrorVector(NamedTuple):
-    """The error of a result: its length, and a projection that keeps angles to other errors.
-
-    The projection is a count sketch (Charikar, Chen and Farach-Colton, 2002): elements are added
-    with random signs. It takes the place of arrays as large as the model.
-    """
-
-    length: float
-    sketch: np.ndarray
-
-
-class Spread(NamedTuple):
-    """The rounding errors of a result, as absolute L2 norms.
-
-    Errors often share a direction, such as that of one early token that all later ones see. How
-    large an error is in this direction is up to chance. What is left without it varies little, and
-    shows much smaller mistakes.
-
-    Attributes:
-        reference: of the reference in float32.
-        scale: root mean square of all errors.
-        limit: what the error of a correct result exceeds at the given chance only.
-        direction: unit vector, in the space of sketches, if the draws share few directions.
-        along: root of the sum of the squares of the errors along it.
-        rest_scale: as `scale`, without the direction.
-        rest_limit: as `limit`, without the direction.
-    """
-
-    reference: float
-    scale: float
-    limit: float
-    direction: np.ndarray | None = None
-    along: float = 0.0
-    rest_scale: float = 0.0
-    rest_limit: float = math.inf
-
-    def outside(self, error: ErrorVector) -> float | None:
-        """Returns the length of an error outside the direction, if that decides.
-
-        None: the whole error decides, because it is too large in any case, or because there is no
-        such direction.
-
-        The direction is estimated from the draws, so that taking an error's part along it away adds
-        noise of the draws. The length is divided by the standard error of this, as the studentized
-        residual of a regression is (Cook and Weisberg, 1982, "Residuals and influence in
-        regression").
-        """
-        if self.direction is None or not error.length <= self.limit:
-            return None
-        part = float(self.direction @ error.sketch)
-        rest = error.sketch - part * self.direction
-        return norm(rest) / math.hypot(1, part / self.along)
-
-    def widened(self, allowance: float) -> Self:
-        """Returns the spread with limits that are higher by an allowance."""
-        return self._replace(limit=self.limit + allowance, rest_limit=self.rest_limit + allowance)
-
-
-def error_of(result: ArrayLike, *truth: ArrayLike) -> ErrorVector:
-    """Returns the error of a result, whose truth is a sum of arrays of its shape, or zero."""
-    given = [np.asarray(x) for x in (result, *truth)]
-    if len(shapes := {x.shape for x in given}) > 1:
-        raise ValueError(f"arrays of different shapes are compared: {shapes}")
-    parts, size = [x.reshape(-1) for x in given], given[0].size
-    if size <= SKETCH:
-        error = _difference(parts, slice(None))
-        return ErrorVector(norm(error), _narrow(error))
-    squares, sketch = 0.0, np.zeros(SKETCH)
-    for block, start in enumerate(range(0, size, ROWS * SKETCH)):  # in float64 it would be large
-        error = _difference(parts, slice(start, start + ROWS * SKETCH))
-        squares += float(np.square(error).sum())
-        rows = np.pad(error, (0, -error.size % SKETCH)).reshape(-1, SKETCH)
-        sketch += np.einsum("rs,rs->s", _signs(block)[: len(rows)], rows)
-    return ErrorVector(math.sqrt(squares), _narrow(sketch))
-
-
-def _narrow(sketch: np.ndarray) -> np.ndarray:
-    with np.errstate(over="ignore"):  # `spread` asks for finite numbers
-        return sketch.astype(np.float32)
-
-
-def _difference(parts: Sequence[np.ndarray], here: slice) -> np.ndarray:
-    result, *truth = (part[here] for part in parts)
-    error = np.array(result, np.float64)
-    for part in truth:
-        error -= part
-    return error
-
-
-def _signs(block: int) -> np.ndarray:
-    """Returns a random sign for each element of a block: others for each of the first 1021."""
-    return _sign_table()[:, block % SKETCH : block % SKETCH + SKETCH]
-
-
-@cache
-def _sign_table() -> np.ndarray:
-    signs = np.random.default_rng(0).choice([-1.0, 1.0], (ROWS, SKETCH))
-    return np.concatenate([signs, signs], axis=1)
 
 
 class Consensus(NamedTuple):
@@ -238,7 +139,7 @@ def _spread_of(
         return Spread(reference, math.inf, math.inf)
     scale = _root_mean_square(errors)
     factor = _factor(parts or _parts(sketches), len(errors), chance / 2)
-    found = Spread(reference, scale, scale * factor)
+    found = Spread(reference, scale, scale * factor, draws=sketches, chance=chance)
     if found.limit <= FEW * scale or not scale or sketches.shape[1] <= 2 * len(errors):
         return found
     return _without_direction(found, sketches, chance / 2)
@@ -266,6 +167,7 @@ def _without_direction(found: Spread, sketches: np.ndarray, chance: float) -> Sp
         along=float(sizes[0]),
         rest_scale=rest_scale,
         rest_limit=rest_limit,
+        rests=rests,
     )
 
 

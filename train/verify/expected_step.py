@@ -105,19 +105,16 @@ def _difference(
     size, relative_to = norm(found.mean), "own"
     if whole and spread.scale > NOISE_ONLY * size:
         size, relative_to = whole, "all"
-    outside = spread.outside(error)
-    measured, floor, threshold = (
-        (error.length, spread.scale, spread.limit)
-        if outside is None
-        else (outside, spread.rest_scale, spread.rest_limit)
-    )
+    judged = spread.judge(error)
+    whole = judged.threshold if judged.whole_threshold is None else judged.whole_threshold
     return Difference(
         what=what,
         parameter=name,
-        measured=relative(measured, size),
-        floor=relative(floor, size),
-        threshold=relative(threshold, size),
-        highest_threshold=relative(spread.limit, size),
+        measured=relative(judged.measured, size),
+        floor=relative(judged.floor, size),
+        threshold=relative(judged.threshold, size),
+        highest_threshold=relative(whole, size),
+        is_suspect=judged.is_suspect,
         relative_to=relative_to,
         compared=compared,
     )

@@ -12,11 +12,11 @@ from jaxllm.params import named_parameters, unstack_name
 from .variants import Arrays, Batch, Program, Step, find_experts
 
 ULP = 2.0**-23  # relative spacing of float32 numbers
-EQUIVALENTS = 6
+EQUIVALENTS = 6  # of a step, unless a difference needs more
 
 
 def equivalent_steps(
-    program: Program, config: Config, weights: Arrays, batch: Batch, seed: int
+    program: Program, config: Config, weights: Arrays, batch: Batch, seed: int, count: int
 ) -> Iterator[Step]:
     """Yields the step with perturbed weights and its sums in other orders, several times.
 
@@ -26,10 +26,11 @@ def equivalent_steps(
         weights: parameters by name, layers unstacked; perturbed by at most one ULP.
         batch: its rows are permuted for the other orders.
         seed: for the perturbations and the permutations.
+        count: how many times.
     """
     rng = np.random.default_rng(seed)
     experts = find_experts(config)
-    for _ in range(EQUIVALENTS):
+    for _ in range(count):
         perturbed = {
             name: x * np.float32(1 + ULP * rng.uniform(-1, 1, x.shape))
             for name, x in weights.items()

@@ -30,6 +30,7 @@ class Difference:
     highest_threshold: float
     relative_to: str = "own"  # norm of the array; "all" gradients if this one is only noise
     compared: float = 1.0  # share of the elements; in updates, those whose gradient is no noise
+    is_suspect: bool = False  # beyond the threshold, but more evaluations are needed to be certain
 
     @property
     def ok(self) -> bool:

@@ -9,13 +9,9 @@ import numpy as np
 from jaxllm.interop.parity.progress import announce
 from jaxllm.interop.parity.report.activation_rows import Error
 from jaxllm.numerics.distance import relative
-from jaxllm.numerics.significance import (
-    CHANCE_OF_ARRAY,
-    ErrorVector,
-    Spread,
-    error_of,
-    spread,
-)
+from jaxllm.numerics.error_vector import ErrorVector, error_of
+from jaxllm.numerics.judgement import Spread
+from jaxllm.numerics.significance import CHANCE_OF_ARRAY, spread
 
 from .float64 import in_float64
 from .simulated_rounding import DRAWS, simulated_rounding
@@ -75,17 +71,18 @@ class Distances:
         return Error(**error_fields(error, found, size))
 
 
-def error_fields(error: ErrorVector, found: Spread, size: float) -> dict[str, float | None]:
+def error_fields(error: ErrorVector, found: Spread, size: float) -> dict[str, Any]:
     """Returns the fields that `Error` and `TensorResult` share, relative to `size`."""
-    outside = found.outside(error)
-    whole = outside is None
+    judged = found.judge(error)
+    whole = judged.whole_threshold
     return {
         "relative_l2": relative(error.length, size),
-        "floor": relative(found.scale if whole else found.rest_scale, size),
-        "threshold": relative(found.limit if whole else found.rest_limit, size),
+        "floor": relative(judged.floor, size),
+        "threshold": relative(judged.threshold, size),
         "reference": relative(found.reference, size),
-        "outside": None if outside is None else relative(outside, size),
-        "whole_threshold": None if whole else relative(found.limit, size),
+        "outside": None if whole is None else relative(judged.measured, size),
+        "whole_threshold": None if whole is None else relative(whole, size),
+        "is_suspect": judged.is_suspect,
     }
 
 
@@ -93,6 +90,8 @@ def measure(
     what: str,
     run: Callable[[], dict[str, np.ndarray]],
     on_draw: Callable[[Arrays, Arrays], None] = lambda departures, corrections: None,
+    *,
+    draws: int = DRAWS,
 ) -> Distances:
     """Runs the reference in float64 and with simulated rounding.
 
@@ -100,17 +99,18 @@ def measure(
         what: what is measured, for the progress.
         run: runs the reference; returns its results minus those in float32, as float32.
         on_draw: gets what each run with simulated rounding returned, and the corrections.
+        draws: the number of runs with simulated rounding.
     """
     announce(f"{what}: reference in float64")
     with in_float64():
         corrections = run()
-    draws: dict[str, list[ErrorVector]] = {name: [] for name in corrections}
-    for seed in range(DRAWS):
-        announce(f"{what}: reference with simulated rounding, {seed + 1} of {DRAWS}")
+    found: dict[str, list[ErrorVector]] = {name: [] for name in corrections}
+    for seed in range(draws):
+        announce(f"{what}: reference with simulated rounding, {seed + 1} of {draws}")
         with simulated_rounding(seed):
             departures = run()
-        for name, errors in draws.items():
+        for name, errors in found.items():
             errors.append(error_of(departures[name], corrections[name]))
         on_draw(departures, corrections)
         del departures  # frees them before the next run
-    return Distances(corrections, draws)
+    return Distances(corrections, found)

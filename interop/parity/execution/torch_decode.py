@@ -13,6 +13,7 @@ from jaxllm.interop.parity.progress import announce
 from jaxllm.numerics.distance import max_abs
 
 from .distances import ELEMENT_FACTOR, Arrays, Distances, measure
+from .simulated_rounding import DRAWS
 from .torch_trace import prepared
 
 NEW_TOKENS = 16
@@ -58,8 +59,13 @@ class ReferenceGenerator(NamedTuple):
     reference: Any
     start_token: int | None  # first token of targets; None: the reference has no encoder
 
-    def decode(self, prompts: Sequence[list[int]]) -> ReferenceGeneration:
-        """Generates by greedy and by beam search, and measures the rounding of the logits."""
+    def decode(self, prompts: Sequence[list[int]], draws: int = DRAWS) -> ReferenceGeneration:
+        """Generates by greedy and by beam search, and measures the rounding of the logits.
+
+        Args:
+            prompts: token ids of each prompt.
+            draws: the number of runs with simulated rounding.
+        """
         announce("generation: reference")
         with prepared(self.reference):
             chosen = [self._continue(prompt, 1) for prompt in prompts]
@@ -76,7 +82,7 @@ class ReferenceGenerator(NamedTuple):
             largest.append(max_abs(departures[ALL], corrections[ALL]))
 
         largest: list[float] = []
-        distances = measure("generation", depart, on_draw)
+        distances = measure("generation", depart, on_draw, draws=draws)
         noise = ELEMENT_FACTOR * max(largest)
         found = (
             (row, token)

@@ -16,7 +16,6 @@ from jaxllm.interop.parity.diagnosis.hints import hint_of, hint_of_sample
 from jaxllm.interop.parity.execution.distances import ELEMENT_FACTOR, Arrays
 from jaxllm.interop.parity.execution.jax_parameters import LazyWeights
 from jaxllm.interop.parity.execution.jax_trace import trace_free_and_forced, trace_model
-from jaxllm.interop.parity.execution.simulated_rounding import DRAWS
 from jaxllm.interop.parity.numerics import metrics
 from jaxllm.interop.parity.numerics.array_store import ArrayStore, in_memory
 from jaxllm.interop.parity.numerics.precision import FLOAT32
@@ -30,6 +29,7 @@ from jaxllm.interop.parity.report.activation_rows import (
     TapResult,
     first_wrong,
 )
+from jaxllm.interop.parity.report.judged import settled
 from jaxllm.interop.parity.report.report import Bucket, LogitsResult
 from jaxllm.models import Model
 from jaxllm.numerics.distance import relative
@@ -67,7 +67,9 @@ def record_forward(comparison: Comparison) -> Recording:
         taps = router_taps(comparison, inputs)
     alignment = Alignment(taps)
     reference, store = comparison.reference, comparison.store
-    run = partial(record, reference, inputs, alignment, sample, store, is_fed=is_fed)
+    run = partial(
+        record, reference, inputs, alignment, comparison.draws, sample, store, is_fed=is_fed
+    )
     return comparison.of_reference(
         run, "activations", inputs.digest, alignment.digest, sample, is_fed
     )
@@ -107,7 +109,7 @@ def judge(
         _judge_tap(path, ours, forced, recording, model) for path in theirs if path in ours
     )
     found_flips = tuple(router_flips(ours, recording, model))
-    taps = tuple(_undecided_after(found_flips, taps))
+    taps = settled(_undecided_after(found_flips, taps))
     if forced is not None:
         taps = _with_hint(taps, forced, recording, model)
     elif recording.sample is not None:
@@ -157,7 +159,11 @@ def _undecided_after(
             yield tap
         else:
             open_error = dataclasses.replace(
-                tap.cumulative, threshold=math.inf, outside=None, whole_threshold=None
+                tap.cumulative,
+                threshold=math.inf,
+                outside=None,
+                whole_threshold=None,
+                is_suspect=False,
             )
             yield dataclasses.replace(tap, cumulative=open_error)
         is_decided = is_decided and tap.path not in ties
@@ -268,5 +274,5 @@ FORWARD = Stage(
     record=lambda comparison: record_forward(comparison).to_pack(),
     check=lambda recorded, ours: judge(Recording.from_pack(recorded), ours.unstacked, ours.levels),
     details=lambda forward: forward.details,
-    runs=lambda levels: 3 + DRAWS + ("layers" in levels) * (1 + DRAWS),
+    runs=lambda levels, draws: 3 + draws + ("layers" in levels) * (1 + draws),
 )

@@ -17,7 +17,6 @@ from jaxllm.interop.parity.alignment.adapters import adapter_of
 from jaxllm.interop.parity.alignment.inputs import Inputs
 from jaxllm.interop.parity.execution.distances import Distances
 from jaxllm.interop.parity.execution.jax_trace import PRECISION
-from jaxllm.interop.parity.execution.simulated_rounding import DRAWS
 from jaxllm.interop.parity.execution.torch_decode import (
     ALL,
     KEPT,
@@ -94,7 +93,7 @@ def decode_reference(
     unused = adapter_of(reference).padding_token(reference)
     prompts = prompts_of(comparison.inputs.replace_token(unused, model))
     generator = ReferenceGenerator(reference, _starting(model)[1])
-    run = functools.partial(generator.decode, prompts)
+    run = functools.partial(generator.decode, prompts, comparison.draws)
     return generator, comparison.of_reference(run, "generation", prompts, generator.start_token)
 
 
@@ -240,5 +239,5 @@ GENERATION = Stage(
     compare=compare_generation,
     record=record_generation,
     check=check_generation,
-    runs=lambda levels: 3 + DRAWS,
+    runs=lambda levels, draws: 3 + draws,
 )

@@ -14,6 +14,7 @@ from jaxllm.interop.parity.alignment.adapters import outputs_of
 from jaxllm.interop.parity.alignment.inputs import Inputs
 from jaxllm.interop.parity.execution.distances import Distances, measure
 from jaxllm.interop.parity.execution.jax_trace import PRECISION, call
+from jaxllm.interop.parity.execution.simulated_rounding import DRAWS
 from jaxllm.interop.parity.execution.torch_trace import prepared
 from jaxllm.interop.parity.progress import announce
 from jaxllm.interop.parity.report.rows import ScoresResult
@@ -38,12 +39,14 @@ class Continued(NamedTuple):
 
 def compare_vectors(comparison: Comparison) -> list[ScoresResult]:
     """Compares both sides' continuations of the first vectors of the inputs."""
-    run = functools.partial(continue_vectors, comparison.reference, comparison.inputs)
+    run = functools.partial(
+        continue_vectors, comparison.reference, comparison.inputs, comparison.draws
+    )
     theirs = comparison.of_reference(run, "vectors", comparison.inputs.digest)
     return judge_vectors(comparison.model, theirs)
 
 
-def continue_vectors(reference: Any, inputs: Inputs) -> Continued:
+def continue_vectors(reference: Any, inputs: Inputs, draws: int = DRAWS) -> Continued:
     """Continues the first vectors of the inputs with the reference.
 
     If outputs have another width than inputs, there is only one new vector.
@@ -58,7 +61,11 @@ def continue_vectors(reference: Any, inputs: Inputs) -> Continued:
 
     announce("generation: reference")
     theirs = run()
-    distances = measure("generation", lambda: {VECTORS: (run() - theirs).astype(np.float32)})
+
+    def depart() -> dict[str, np.ndarray]:
+        return {VECTORS: (run() - theirs).astype(np.float32)}
+
+    distances = measure("generation", depart, draws=draws)
     return Continued(prompt, theirs, distances)
 
 

@@ -25,7 +25,7 @@ def both_digests(what: str, lines: Sequence[tuple[str, str]]) -> dict[str, str]:
     }
 
 
-def no_runs(levels: Sequence[str]) -> int:
+def no_runs(levels: Sequence[str], draws: int) -> int:
     """Returns that nothing is run, at whatever levels."""
     return 0
 
@@ -43,7 +43,8 @@ class Stage:
     check: Callable[[Any, JaxSide], Any]  # takes recorded data; returns the same as `compare`
     details: Callable[[Any], Mapping[str, Any]] = no_details  # report fields besides the rows
     digests: Callable[[Any], Mapping[str, str]] = no_details  # of what it read of each side
-    runs: Callable[[Sequence[str]], int] = no_runs  # of the models, in a comparison at some levels
+    # Of the models, in a comparison at some levels with some draws of rounding errors.
+    runs: Callable[[Sequence[str], int], int] = no_runs
     computes: bool = True  # False: only reads both sides, so it works even where sizes differ
 
 

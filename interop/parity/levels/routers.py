@@ -39,7 +39,7 @@ def record_routers(comparison: Comparison, inputs: Inputs) -> Recording | None:
     if output_config(comparison.model).experts is None:
         return None
     alignment = Alignment(router_taps(comparison, inputs))
-    return record(comparison.reference, inputs, alignment, is_fed=False)
+    return record(comparison.reference, inputs, alignment, comparison.draws, is_fed=False)
 
 
 def has_tie(recording: Recording | None, model: Model) -> bool:

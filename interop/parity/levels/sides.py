@@ -12,6 +12,7 @@ from jaxllm.interop.families import RuleTable
 from jaxllm.interop.parity.alignment.inputs import Inputs
 from jaxllm.interop.parity.alignment.parameter_names import table_of
 from jaxllm.interop.parity.execution.recipe import Recipe
+from jaxllm.interop.parity.execution.simulated_rounding import DRAWS
 from jaxllm.interop.parity.numerics.array_store import ArrayStore, in_memory
 from jaxllm.interop.parity.recording.sample import Sample
 from jaxllm.interop.rules.rule import BoundRule
@@ -44,6 +45,7 @@ class Comparison(JaxSide):
     optimizer: optax.GradientTransformation | None = None  # of the JAX side; None: the recipe's
     store: ArrayStore = in_memory  # the store for all activations
     sample: Sample | None = None  # which elements of each output are recorded; None: all
+    draws: int = DRAWS  # runs of the reference with simulated rounding
     recordings: dict[str, Any] | None = None  # of the reference, kept for other comparisons
 
     def of_reference(self, run: Callable[[], Result], *key: object) -> Result:
@@ -55,7 +57,7 @@ class Comparison(JaxSide):
         """
         if self.recordings is None:  # then the result is freed when it has been judged: it is large
             return run()
-        name = sha256(repr((id(self.reference), *key)).encode()).hexdigest()
+        name = sha256(repr((id(self.reference), self.draws, *key)).encode()).hexdigest()
         if name not in self.recordings:
             self.recordings[name] = run()
         return self.recordings[name]

@@ -10,7 +10,6 @@ from jaxllm.interop.parity.alignment.inputs import Inputs
 from jaxllm.interop.parity.alignment.parameter_names import Imported, decayed, our_names
 from jaxllm.interop.parity.execution.jax_train import check_moments, loss_unit, train_model
 from jaxllm.interop.parity.execution.recipe import Recipe, TrainingRecord
-from jaxllm.interop.parity.execution.simulated_rounding import DRAWS
 from jaxllm.interop.parity.execution.torch_train import (
     FLOAT32,
     FLOAT64,
@@ -167,8 +166,9 @@ def reference_runs(comparison: Comparison, setup: TrainingSetup) -> Iterator[Tra
     """Trains the reference in float64, in float32, and with simulated rounding, as draws."""
     decays = decayed(comparison.rules, comparison.model)
     roundings = {"in float64": FLOAT64, "in float32": FLOAT32}
-    for seed in range(DRAWS):
-        roundings[f"with simulated rounding, {seed + 1} of {DRAWS}"] = Rounding(seed=seed)
+    draws = comparison.draws
+    for seed in range(draws):
+        roundings[f"with simulated rounding, {seed + 1} of {draws}"] = Rounding(seed=seed)
     for how, rounding in roundings.items():
         announce(f"training: reference {how}")
         return_scarce_memory()
@@ -204,5 +204,5 @@ TRAINING = Stage(
     compare=train_both,
     record=record_training,
     check=check_training,
-    runs=lambda levels: 3 + DRAWS + ("curve" in levels) * len(PERTURBATION_SEEDS),
+    runs=lambda levels, draws: 3 + draws + ("curve" in levels) * len(PERTURBATION_SEEDS),
 )

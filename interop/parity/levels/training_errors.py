@@ -9,7 +9,7 @@ import numpy as np
 
 from jaxllm.interop.parity.execution.recipe import Recipe, TrainingRecord
 from jaxllm.numerics.distance import max_abs, norm
-from jaxllm.numerics.significance import ErrorVector, error_of
+from jaxllm.numerics.error_vector import ErrorVector, error_of
 
 # When clipping, PyTorch divides by the norm plus this; optax does not.
 CLIP_EPS = 1e-6

@@ -8,13 +8,12 @@ from typing import Any, TypeVar
 from jaxllm.interop.parity.execution.distances import error_fields
 from jaxllm.interop.parity.report.rows import LossResult, TensorResult
 from jaxllm.numerics.distance import norm, relative
+from jaxllm.numerics.error_vector import ErrorVector, error_of
+from jaxllm.numerics.judgement import Spread
 from jaxllm.numerics.significance import (
     CHANCE_OF_ARRAY,
     CHANCE_OF_NUMBER,
     NOISE_ONLY,
-    ErrorVector,
-    Spread,
-    error_of,
     spread,
 )
 
@@ -61,7 +60,7 @@ def _decided(runs: Runs, rows: list[AnyRow]) -> list[AnyRow]:
         return rows
     whole: dict[str, Any] = {"threshold": math.inf}
     if any(isinstance(row, TensorResult) for row in rows):
-        whole |= {"outside": None, "whole_threshold": None}
+        whole |= {"outside": None, "whole_threshold": None, "is_suspect": False}
     return [dataclasses.replace(row, **whole) for row in rows]
 
 

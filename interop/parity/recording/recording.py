@@ -14,6 +14,7 @@ from jaxllm.interop.parity.alignment.inputs import Inputs
 from jaxllm.interop.parity.alignment.layouts import Alignment
 from jaxllm.interop.parity.alignment.router_flips import ROUTER
 from jaxllm.interop.parity.execution.distances import Arrays, Distances, measure
+from jaxllm.interop.parity.execution.simulated_rounding import DRAWS
 from jaxllm.interop.parity.execution.torch_trace import (
     Outputs,
     float32_difference,
@@ -25,7 +26,7 @@ from jaxllm.interop.parity.numerics.precision import FLOAT32, Precision, compute
 from jaxllm.interop.parity.progress import announce
 from jaxllm.interop.parity.report.activation_rows import LOGITS
 from jaxllm.numerics.distance import max_abs
-from jaxllm.numerics.significance import error_of
+from jaxllm.numerics.error_vector import error_of
 
 from .plain import plain
 from .sample import Sample
@@ -136,6 +137,7 @@ def record(
     reference: Any,
     inputs: Inputs,
     alignment: Alignment,
+    draws: int = DRAWS,
     sample: Sample | None = None,
     store: ArrayStore = in_memory,
     *,
@@ -147,6 +149,7 @@ def record(
         reference: the PyTorch module.
         inputs: its inputs.
         alignment: the activations to record.
+        draws: the number of runs with simulated rounding.
         sample: which elements to keep; by default all.
         store: the store for the activations.
         is_fed: whether to run the reference also with the recorded activations as inputs of the
@@ -183,10 +186,10 @@ def record(
         found = _aligned(trace(given=given, minus=outputs), alignment, store, are_differences=True)
         return dict(_comparable(found, whole))
 
-    free = measure("activations", depart, partial(_watch, kept))
+    free = measure("activations", depart, partial(_watch, kept), draws=draws)
     forced = None
     if is_fed and alignment.taps and sample is None:
-        forced = measure("each activation alone", partial(depart, outputs))
+        forced = measure("each activation alone", partial(depart, outputs), draws=draws)
     return dataclasses.replace(kept, free=free, forced=forced)
 
 

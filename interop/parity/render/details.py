@@ -37,6 +37,15 @@ def differing_table(results: Iterable[Judged]) -> Table:
     return Table(("row", "error", "noise floor", "threshold"), tuple(rows), 1, _omitted(wrong))
 
 
+def unclear_table(results: Iterable[Judged]) -> Table:
+    """Tabulates the rows that cannot tell a mistake from rounding, with their floors."""
+    rows = (
+        Row((name(row), row.reason, *map(number, (row.measured, row.floor, row.threshold))))
+        for row in results
+    )
+    return Table(("row", "reason", "error", "noise floor", "threshold"), tuple(rows), 2)
+
+
 def config_table(fields: Iterable[FieldResult]) -> Table:
     """Tabulates the fields that differ."""
     rows = (Row((row.path, row.ours, row.theirs), ok=False) for row in fields if not row.ok)

@@ -36,6 +36,7 @@ def render(report: Report) -> str:
         hint=hint(report),
         notes=notes(report),
         levels=levels_table(report),
+        unclear=details.unclear_table(report.unclear),
         sections=list(_sections(report)),
         heat_map=heat_map(report) if has_layers else None,
         legend=list(legend()),

@@ -6,7 +6,7 @@ from typing import TypeVar
 
 from jaxllm.interop.parity.levels.table import LEVELS
 from jaxllm.interop.parity.report.activation_rows import TapResult, first_wrong
-from jaxllm.interop.parity.report.judged import Judged
+from jaxllm.interop.parity.report.judged import LEAST_COMPARED, Judged
 from jaxllm.interop.parity.report.report import Report
 from jaxllm.interop.parity.report.rows import (
     FieldResult,
@@ -82,14 +82,44 @@ def empty_note(report: Report) -> str:
 
 def unclear_note(report: Report) -> str:
     """Returns sentences on the rows in which a mistake worth knowing may hide, or ""."""
-    if not (rows := report.unclear):
-        return _direction_note(report)
-    worst = max(rows, key=lambda row: row.highest_threshold)
+    wide = [row for row in report.unclear if row.highest_threshold > row.useful]
+    few = [row for row in report.unclear if row.compared < LEAST_COMPARED]
+    found = _suspect_note(report), _wide_note(wide), _few_note(few), _direction_note(report)
+    return " ".join(filter(None, found))
+
+
+def _suspect_note(report: Report) -> str:
+    """Returns sentences on the rows that more draws of rounding errors would decide, or ""."""
+    suspects = [row for row in report.unclear if row.is_suspect]
+    if not suspects:
+        return ""
+    worst = max(suspects, key=lambda row: row.ratio)
     return (
-        f"In {counted(rows)} rounding alone may cause an error of more than "
+        f"{counted(suspects)} beyond the threshold, of which few draws of rounding errors cannot "
+        f"be certain: the worst is {name(worst)}, {worst.ratio:.2g} times its threshold. `jaxllm "
+        f"parity`, where PyTorch is installed, takes more draws and decides."
+    )
+
+
+def _wide_note(wide: Sequence[Judged]) -> str:
+    """Returns sentences on the rows with thresholds that are too high to be useful, or ""."""
+    if not wide:
+        return ""
+    worst = max(wide, key=lambda row: row.highest_threshold)
+    return (
+        f"In {counted(wide)} rounding alone may cause an error of more than "
         f"{number(worst.useful)}, so that smaller mistakes cannot be seen there. The highest "
         f"threshold is {number(worst.highest_threshold)}, of {name(worst)}."
-        f" {_direction_note(report)}".rstrip()
+    )
+
+
+def _few_note(few: Sequence[Judged]) -> str:
+    """Returns a sentence on the rows of which next to nothing is compared, or ""."""
+    if not few:
+        return ""
+    return (
+        f"In {counted(few)} less than {LEAST_COMPARED:.0%} of the elements could be compared: the "
+        f"others are noise."
     )
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Sequence
+from typing import Self
 
 from jaxllm.numerics.distance import relative
 
@@ -24,6 +25,7 @@ class Error:
     reference: float = 0.0  # the error of the reference in float32
     outside: float | None = None  # part outside the direction that rounding errors share
     whole_threshold: float | None = None  # for `relative_l2`, if `outside` decides
+    is_suspect: bool = False  # beyond its threshold, but more draws are needed to be certain
 
     @property
     def measured(self) -> float:
@@ -32,8 +34,9 @@ class Error:
 
     @property
     def ok(self) -> bool:
-        """Whether the error is within its threshold. NaN is not."""
-        return self.measured <= self.threshold and math.isfinite(self.measured)
+        """Whether the error is not certain to be beyond its threshold. NaN is."""
+        is_within = self.measured <= self.threshold or self.is_suspect
+        return is_within and math.isfinite(self.measured)
 
     @property
     def ratio(self) -> float:
@@ -65,6 +68,17 @@ class TapResult(Judged):
     def ok(self) -> bool:
         """Whether both errors are within their thresholds."""
         return self.cumulative.ok and not self.is_wrong_itself
+
+    @property
+    def is_suspect(self) -> bool:
+        """Whether one of the errors is beyond its threshold, but that is not certain."""
+        return self.cumulative.is_suspect or (self.forced is not None and self.forced.is_suspect)
+
+    def convicted(self) -> Self:
+        """Returns the row without the benefit of the doubt."""
+        cumulative = dataclasses.replace(self.cumulative, is_suspect=False)
+        forced = self.forced and dataclasses.replace(self.forced, is_suspect=False)
+        return dataclasses.replace(self, cumulative=cumulative, forced=forced)
 
     @property
     def is_wrong_itself(self) -> bool:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from typing import Self
 
 from jaxllm.numerics.distance import relative
 
@@ -88,6 +89,11 @@ class TensorResult(Judged):
     hint: str | None = None
     outside: float | None = None  # part outside the direction that rounding errors share
     whole_threshold: float | None = None  # for `relative_l2`, if `outside` decides
+    is_suspect: bool = False  # beyond its threshold, but more draws are needed to be certain
+
+    def convicted(self) -> Self:
+        """Returns the row without the benefit of the doubt."""
+        return dataclasses.replace(self, is_suspect=False)
 
     @property
     def threshold_along_direction(self) -> float:
@@ -150,6 +156,15 @@ class ScoresResult(Judged):
     error: Error
     unexplained: int = 0  # tokens that only one side filters out, by more than noise explains
     hint: str | None = None
+
+    @property
+    def is_suspect(self) -> bool:
+        """Whether the error is beyond its threshold, but that is not certain."""
+        return self.error.is_suspect and not self.unexplained
+
+    def convicted(self) -> Self:
+        """Returns the row without the benefit of the doubt."""
+        return dataclasses.replace(self, error=dataclasses.replace(self.error, is_suspect=False))
 
     @property
     def measured(self) -> float:

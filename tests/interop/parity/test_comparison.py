@@ -290,6 +290,26 @@ def test_different_sizes_are_reported_without_computing_anything(make_llama, pai
     assert alone == ("layers", False)
 
 
+def test_suspect_rows_are_decided_by_more_draws(pair, tokens):
+    """A mistake of the size of rounding: equal, then decided by more draws, then certain."""
+    llama, model = pair
+    arrays, name = parameters(model), "layers.0.mlp.up_proj.kernel"
+    decided, verdicts = [], []
+    for strength in 2.0 ** np.arange(-24, -18):
+        changed = with_arrays(model, {**arrays, name: arrays[name] * (1 + strength)})
+        runs = []
+        with following(lambda run, total, runs=runs: runs.append((run, total))):
+            report = compare(llama, changed, tokens[:, :64])
+        decided.append("activations: reference with simulated rounding, 20 of 20" in dict(runs))
+        verdicts.append(report.ok)
+        assert not any(row.is_suspect for row in report.taps)
+        assert len(runs) == runs[-1][1], "progress ends at its total"
+    assert verdicts[0] is True
+    assert verdicts[-1] is False
+    assert any(decided)
+    assert not decided[-1], "what is certain needs no more draws"
+
+
 @pytest.mark.exhaustive
 def test_a_reference_runs_once_for_several_models(pair, tokens):
     llama, model = pair

@@ -19,7 +19,7 @@ def make_report() -> Report:
         seed=None,
         dtypes={},
         versions={},
-        tolerance={"false_alarms": 1e-3, "draws": 4},
+        tolerance={"false_alarms": 1e-3, "draws": 4, "draws_to_decide": 20},
     )
 
 

@@ -1,20 +1,25 @@
 """`parity mesh`: compares every layout with a single device and names the one with a bug."""
 
 import dataclasses
+import functools
 import json
 
 import jax
+import numpy as np
 import pytest
 import yaml
 from tiny import TINY
 
 from jaxllm.cli import main
 from jaxllm.config import ExpertsConfig, LayerKind, with_fields
+from jaxllm.numerics.judgement import ENOUGH
 from jaxllm.train import ConfigError, TrainConfig, step
 from jaxllm.train.config import to_dict
 from jaxllm.train.data.documents import DataConfig
+from jaxllm.train.verify import equality
 from jaxllm.train.verify.equality import compare_variants
-from jaxllm.train.verify.variants import Variant
+from jaxllm.train.verify.noise import EQUIVALENTS
+from jaxllm.train.verify.variants import Step, Variant
 
 MIXED = Variant(mesh=(("fsdp", 2), ("tensor", 2)))
 ACCUMULATED = Variant(accumulate=2)
@@ -105,6 +110,41 @@ def test_averaging_microbatch_means_is_found(config, monkeypatch):
     monkeypatch.setattr(step, "accumulate", wrong)
     found = compare_variants(config, chosen=[ACCUMULATED])
     assert found.first.variant == "one device, accumulate 2"
+
+
+def test_suspect_differences_are_decided_by_more_evaluations(config, monkeypatch):
+    """A mistake of the size of rounding: equal, then decided by more evaluations, then certain."""
+    rng, counts = np.random.default_rng(0), []
+    gradient = rng.standard_normal(3000).astype(np.float32)
+
+    def evaluated(strength=0.0):
+        along = strength + 2e-7 * rng.standard_normal()  # some of the noise is shared
+        noise = 1e-6 * rng.standard_normal(len(gradient)) + along * np.roll(gradient, 1)
+        moments = {"first_moment": {"kernel": gradient + noise}, "second_moment": {"kernel": 0.0}}
+        unchanged = {"update": {"kernel": 0 * gradient}, "before": {"kernel": 1 + 0 * gradient}}
+        return Step(loss=1.0, grad_norm=1.0, **moments, **unchanged)
+
+    def more(program, model, weights, batch, seed, count):
+        counts.append(count)
+        return (evaluated() for _ in range(count))
+
+    monkeypatch.setattr(equality, "equivalent_steps", more)
+    outcomes = []
+    for strength in (0.0, *np.geomspace(3e-7, 3e-5, 24)):
+        wrong = functools.partial(evaluated, strength)
+        monkeypatch.setattr(
+            equality,
+            "Program",
+            lambda config, one, wrong=wrong: (
+                lambda *given: evaluated() if one == Variant() else wrong()
+            ),
+        )
+        judge, before = equality.Judge(config, {}, {}, 1e-3), len(counts)
+        outcomes.append((judge.outcome(MIXED).ok, counts[before:]))
+        assert not judge.outcome(Variant()).differences[2].is_suspect
+    assert outcomes[0] == (True, [])
+    assert outcomes[-1] == (False, []), "what is certain needs no more evaluations"
+    assert (False, [ENOUGH - EQUIVALENTS]) in outcomes
 
 
 @pytest.mark.exhaustive

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from jaxllm.interop.parity.execution.distances import Distances, measure
-from jaxllm.numerics.significance import error_of
+from jaxllm.numerics.error_vector import error_of
 
 W = torch.randn(300, 200, generator=torch.Generator().manual_seed(0))
 X = torch.randn(64, 300, generator=torch.Generator().manual_seed(1))

@@ -24,7 +24,8 @@ def test_the_first_divergence_is_the_first_in_execution_order():
     assert REPORTS["nan"].first_divergence.path == "layers.0.mlp"
 
 
-ERROR = {"relative_l2": 0.0, "reference": 0.0, "outside": None, "whole_threshold": None}
+ERROR = {"relative_l2": 0.0, "reference": 0.0, "outside": None}
+ERROR |= {"whole_threshold": None, "is_suspect": False}
 
 
 @pytest.mark.parametrize("report", REPORTS.values(), ids=REPORTS)
@@ -51,6 +52,7 @@ def test_json_is_valid_and_complete(report):
         "useful": 1e-3,
         "ok": True,
         "verdict": "equal within rounding",
+        "reason": "",
     }
     if not report.ok:
         assert data["first_divergence"]["path"] == "layers.0.mlp"
