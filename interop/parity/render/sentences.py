@@ -46,8 +46,9 @@ def explanation(report: Report) -> str:
     if not inexact:
         return "Nothing differs."
     closest = worst_row(inexact)
+    is_within = "No error is certainly beyond" if closest.is_suspect else "Every error is within"
     return (
-        f"Every error is within its threshold. The closest to failing is {name(closest)}: error "
+        f"{is_within} its threshold. The closest to failing is {name(closest)}: error "
         f"{number(closest.measured)}, threshold {number(closest.threshold)}."
     )
 
@@ -94,10 +95,11 @@ def _suspect_note(report: Report) -> str:
     if not suspects:
         return ""
     worst = max(suspects, key=lambda row: row.ratio)
+    are = "is" if len(suspects) == 1 else "are"
     return (
-        f"{counted(suspects)} beyond the threshold, of which few draws of rounding errors cannot "
-        f"be certain: the worst is {name(worst)}, {worst.ratio:.2g} times its threshold. `jaxllm "
-        f"parity`, where PyTorch is installed, takes more draws and decides."
+        f"{counted(suspects)} {are} beyond the threshold, of which few draws of rounding errors "
+        f"cannot be certain: the worst is {name(worst)}, {number(worst.ratio)} times its threshold."
+        f" `jaxllm parity`, where PyTorch is installed, takes more draws and decides."
     )
 
 

@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 from parity_reports import NAN, make_report, tap, with_rows
 
+from jaxllm.interop.parity.render import html
 from jaxllm.interop.parity.render.sentences import (
     compared,
     describe_failure,
@@ -113,6 +114,27 @@ def test_rows_that_cannot_be_judged_are_counted_and_the_worst_is_named():
     assert headline(report) == "Parity holds; 2 rows cannot tell"
     assert headline(make_report()) == "Parity holds"
     assert headline(with_rows(make_report(0.27), gradients=rows)) == "Parity is broken"
+
+
+def test_suspect_rows_and_rows_of_noise_are_said_to_be_undecided():
+    suspect = TensorResult("mlp", "kernel", "m", 4e-6, 1e-6, 2e-6, is_suspect=True)
+    few = TensorResult("mlp", "bias", "update", 1e-7, 1e-7, 1e-6, compared=0.001)
+    report = with_rows(make_report(), step=(suspect, few))
+    assert unclear_note(report) == (
+        "1 row is beyond the threshold, of which few draws of rounding errors cannot be certain: "
+        "the worst is the m of mlp.kernel, 2.0 times its threshold. `jaxllm parity`, where PyTorch "
+        "is installed, takes more draws and decides. In 1 row less than 1% of the elements could "
+        "be compared: the others are noise."
+    )
+    assert explanation(report) == (
+        "No error is certainly beyond its threshold. The closest to failing is the m of "
+        "mlp.kernel: error 4.0e-06, threshold 2.0e-06."
+    )
+    assert headline(report) == "Parity holds; 2 rows cannot tell"
+    page = html.render(report)
+    assert "What cannot be told" in page
+    assert "only 0.1% of the elements are compared" in page
+    assert "What cannot be told" not in html.render(make_report())
 
 
 def test_every_level_counts_the_rows_that_cannot_tell():
