@@ -52,6 +52,9 @@ LEAST_ADDED = 0.5
 # gradient of a key bias without RoPE. It is measured relative to the norm of all gradients.
 NOISE_ONLY = 0.1
 
+# A row of which less than this share is compared cannot tell what the others are.
+LEAST_COMPARED = 0.01
+
 # What is left without the direction is taken to be at least this, relative to the whole.
 LEAST_REST = 2.0**-10
 

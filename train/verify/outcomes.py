@@ -8,6 +8,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from jaxllm.numerics.distance import relative
+from jaxllm.numerics.significance import LEAST_COMPARED
 from jaxllm.strict_json import replace_nonfinite
 from jaxllm.train.checkpoint_arrays import FIRST_MOMENT
 from jaxllm.untrusted.printable import literal
@@ -39,8 +40,9 @@ class Difference:
 
     @property
     def is_decided(self) -> bool:
-        """Whether something is compared, by a threshold that tells a mistake from rounding."""
-        return not self.ok or (self.compared > 0 and self.highest_threshold <= USEFUL)
+        """Whether enough is compared, by a threshold that tells a mistake from rounding."""
+        is_useful = self.compared >= LEAST_COMPARED and self.highest_threshold <= USEFUL
+        return not self.ok or is_useful
 
     @property
     def ratio(self) -> float:

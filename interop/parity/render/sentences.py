@@ -6,7 +6,7 @@ from typing import TypeVar
 
 from jaxllm.interop.parity.levels.table import LEVELS
 from jaxllm.interop.parity.report.activation_rows import TapResult, first_wrong
-from jaxllm.interop.parity.report.judged import LEAST_COMPARED, Judged
+from jaxllm.interop.parity.report.judged import Judged
 from jaxllm.interop.parity.report.report import Report
 from jaxllm.interop.parity.report.rows import (
     FieldResult,
@@ -15,6 +15,7 @@ from jaxllm.interop.parity.report.rows import (
     TextResult,
     WeightResult,
 )
+from jaxllm.numerics.significance import LEAST_COMPARED
 
 _MOST_NAMED = 4  # parameters in a sentence
 AnyRow = TypeVar("AnyRow", bound=Judged)

@@ -6,9 +6,7 @@ from collections.abc import Iterable
 from typing import Any, Literal, Self, TypeVar
 
 from jaxllm.numerics.distance import relative
-
-# A row of which less than this share is compared cannot tell what the others are.
-LEAST_COMPARED = 0.01
+from jaxllm.numerics.significance import LEAST_COMPARED
 
 Verdict = Literal["equal within rounding", "differs", "cannot tell"]
 
