@@ -1,12 +1,14 @@
 """Measures of what parity sees: the weakest bugs, planted bugs, correct models on many inputs."""
 
+import dataclasses
 import resource
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
+from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -18,6 +20,7 @@ from jaxllm.interop import load_pretrained
 from jaxllm.interop.parity import Report, compare
 from jaxllm.interop.parity.alignment.inputs import Inputs
 from jaxllm.interop.parity.checkpoint import InputOptions, open_both
+from jaxllm.interop.parity.comparison import DRAWS_TO_DECIDE
 from jaxllm.interop.parity.levels.forward import judge, record_forward
 from jaxllm.interop.parity.levels.sides import Comparison
 from jaxllm.interop.parity.levels.table import levels_of
@@ -30,12 +33,22 @@ KINDS = ("text", "random tokens")
 WORST = 5  # rows kept of those that cannot tell
 
 
-class Subject(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Subject:
     """A correct model, and what its reference computes."""
 
     name: str
-    recording: Recording
-    model: Any
+    comparison: Comparison
+
+    @cached_property
+    def recording(self) -> Recording:
+        """What the reference computes."""
+        return record_forward(self.comparison)
+
+    @cached_property
+    def recording_to_decide(self) -> Recording:
+        """The same with so many draws of rounding errors that nothing is suspect."""
+        return record_forward(dataclasses.replace(self.comparison, draws=DRAWS_TO_DECIDE))
 
 
 def subject(name: str, folder: Path) -> Subject:
@@ -43,12 +56,12 @@ def subject(name: str, folder: Path) -> Subject:
     reference, model = open_both(folder)
     inputs = InputOptions().inputs(folder, reference, model)
     comparison = Comparison(reference=reference, model=model, inputs=inputs, levels=LEVELS)
-    return Subject(name, record_forward(comparison), comparison.unstacked)
+    return Subject(name, comparison)
 
 
 def weakest(one: Subject, bug: WeakBug) -> str:
     """Returns the lowest strength that is noticed, found by bisection."""
-    if not bug.applies(one.model.config):
+    if not bug.applies(one.comparison.model.config):
         return ""
     low, high = 0, len(STRENGTHS)  # the first `low` are noticed, those from `high` on are not
     while low < high:
@@ -63,7 +76,10 @@ def weakest(one: Subject, bug: WeakBug) -> str:
 def is_noticed(one: Subject, bug: WeakBug, strength: float) -> bool:
     """Whether the forward levels alone, without config and weights, notice the bug."""
     with bug.patch(strength):
-        forward = judge(one.recording, bug.weaken(one.model, strength), LEVELS)
+        model = bug.weaken(one.comparison.unstacked, strength)
+        forward = judge(one.recording, model, LEVELS)
+        if all(tap.ok for tap in forward.taps) and any(tap.is_suspect for tap in forward.taps):
+            forward = judge(one.recording_to_decide, model, LEVELS)
     return not all(tap.ok for tap in forward.taps)
 
 
