@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import TypeVar
 
+from jaxllm.interop.loading.name_folding import fold
 from jaxllm.interop.parity.levels.table import LEVELS
 from jaxllm.interop.parity.report.activation_rows import TapResult, first_wrong
 from jaxllm.interop.parity.report.judged import Judged
@@ -65,7 +66,18 @@ def hint(report: Report) -> str:
 def notes(report: Report) -> list[str]:
     """Returns the sentences on what else matters for the verdict, those that apply."""
     found = nan_note(report), flips_note(report), unclear_note(report), unjudged_note(report)
-    return [*report.notes, *filter(None, (*found, empty_note(report)))]
+    return [*report.notes, *filter(None, (*found, left_out_note(report), empty_note(report)))]
+
+
+def left_out_note(report: Report) -> str:
+    """Returns a sentence that names the activations that could not be compared, or ""."""
+    if not report.left_out:
+        return ""
+    names = (group.name for group in fold(dict.fromkeys(report.left_out)))
+    return (
+        "Not compared, since the reference does not show them as the model computes them: "
+        f"{', '.join(names)}. A mistake there shows only in what follows from it."
+    )
 
 
 def unjudged_note(report: Report) -> str:

@@ -72,6 +72,7 @@ class Report:
     buckets: tuple[Bucket, ...] = ()
     flips: tuple[RouterFlips, ...] = ()
     unjudged: tuple[str, ...] = ()  # levels that could not be compared, because sizes differ
+    left_out: tuple[str, ...] = ()  # activations, or calls, that could not be compared
     batch_size: int
     length: int  # of each row, padding included
     tokens: int  # the number compared, without padding
