@@ -31,7 +31,7 @@ from .alignment.adapters import adapter_of
 from .alignment.inputs import Inputs, draw, sequences_of
 from .alignment.overrides import environment
 from .alignment.plain_modules import load_plain
-from .alignment.prompt import MIN_TOKENS, text_tokens, tokenizer_of
+from .alignment.prompt import MIN_TOKENS, FurtherText, text_ids, tokenizer_of, windows
 from .comparison import compare
 from .levels.table import LEVELS, levels_of, select_levels
 from .numerics.array_store import ArrayStore, in_memory, on_disk, parameters_on
@@ -224,16 +224,19 @@ def open_both(
 
 def _tokenized(text: str, path: Path, model: Model, num_tokens: int) -> Inputs:
     """Tokenizes `text` into every input sequence that the model takes."""
-    given = {}
-    for name, elements in sequences_of(model).items():
+    sequences, ids, given = sequences_of(model), {}, {}
+    for name, elements in sequences.items():
         if not elements.are_tokens:
             raise UserError(
                 f"text is given, but a {type(model).__name__} takes vectors; give vectors instead"
             )
-        length = min(num_tokens, elements.longest)
-        is_source = name == "source"
-        given[name] = text_tokens(text, path, elements.size, length, is_source=is_source)
-    return Inputs(**given)
+        ids[name] = text_ids(text, path, elements.size, is_source=name == "source")
+        given[name] = windows(ids[name], min(num_tokens, elements.longest), 0)[None]
+
+    def later(name: str, shape: tuple[int, int], number: int) -> np.ndarray:
+        return windows(ids[name], shape[1], number)[None]
+
+    return Inputs(**given, further=FurtherText("successive windows of the given text", later))
 
 
 def _family_of(path: Path) -> Family:

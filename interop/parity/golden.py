@@ -17,7 +17,7 @@ from jaxllm.interop.loading.allowances import allowance_notes
 from jaxllm.interop.loading.load import load_pretrained
 from jaxllm.interop.saving.multihost import fail_together
 
-from .alignment.inputs import FORMER_NAMES, Inputs
+from .alignment.inputs import ARRAYS, FORMER_NAMES, Inputs
 from .checkpoint import InputOptions, open_both
 from .comparison import assemble
 from .execution.recipe import Recipe
@@ -177,7 +177,7 @@ def _pack_problems(data: Mapping[str, Any]) -> Iterator[str]:
     unknown = [level for level in levels if level not in list(LEVELS)]
     for level in unknown:
         yield f"level {level!r} is unknown; the levels are {', '.join(LEVELS)}"
-    known = {*FORMER_NAMES, *(field.name for field in dataclasses.fields(Inputs))}
+    known = {*FORMER_NAMES, *ARRAYS}
     if not isinstance(inputs, dict) or "target" not in inputs or not inputs.keys() <= known:
         yield _wrong(
             "inputs",

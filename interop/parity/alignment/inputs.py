@@ -10,12 +10,14 @@ import numpy as np
 
 from jaxllm.config import SequenceConfig
 from jaxllm.errors import UserError
-from jaxllm.models import Model
+from jaxllm.models import Model, TokenModel
 
-from .prompt import english_tokens, random_tokens, random_vectors, read_arrays
+from .prompt import FurtherText, english_tokens, random_tokens, random_vectors, read_arrays
 
 # Names of arrays in packs and files of earlier versions, and their names now.
 FORMER_NAMES = {"wanted": "labels"}
+
+ARRAYS = ("target", "source", "target_mask", "source_mask", "labels")
 
 # Different lengths expose a mix-up of source and target.
 SOURCE_IS_LONGER = 7
@@ -33,6 +35,7 @@ class Inputs:
         target_mask: BT.
         source_mask: BS.
         labels: the vectors that models of vectors are trained to return, BTO or, pooled, BO.
+        further: the text of later batches; None: they are random.
     """
 
     target: np.ndarray
@@ -40,6 +43,7 @@ class Inputs:
     target_mask: np.ndarray | None = None
     source_mask: np.ndarray | None = None
     labels: np.ndarray | None = None
+    further: FurtherText | None = dataclasses.field(default=None, repr=False, compare=False)
 
     @classmethod
     def of(cls, given: Any) -> Self:
@@ -53,7 +57,7 @@ class Inputs:
         Raises:
             UserError: the file is not of such a format, or its arrays are not those of `Inputs`.
         """
-        arrays, known = read_arrays(path), {field.name for field in dataclasses.fields(cls)}
+        arrays, known = read_arrays(path), set(ARRAYS)
         if "target" not in arrays or not arrays.keys() <= known | FORMER_NAMES.keys():
             found = ", ".join(arrays) or "nothing"
             raise UserError(
@@ -70,11 +74,7 @@ class Inputs:
     @property
     def arrays(self) -> dict[str, np.ndarray]:
         """The arrays that are given, by name."""
-        return {
-            field.name: array
-            for field in dataclasses.fields(self)
-            if (array := getattr(self, field.name)) is not None
-        }
+        return {name: array for name in ARRAYS if (array := getattr(self, name)) is not None}
 
     @property
     def digest(self) -> str:
@@ -111,11 +111,14 @@ class Inputs:
         return (*self.target.shape[: 1 if stack.pooled else 2], stack.output_dim)
 
     def redrawn(self, model: Model, seed: int) -> Self:
-        """Returns other random inputs of the same shapes, with the same padding."""
+        """Returns inputs of the same shapes, with the same padding: further text, or random."""
         drawn = {}
         for name, sequence in sequences_of(model).items():
             batch_size, length = getattr(self, name).shape[:2]
-            drawn[name] = sequence.draw(batch_size, length, _seed_of(name, seed))
+            if self.further is not None and sequence.are_tokens:
+                drawn[name] = self.further.draw(name, (batch_size, length), seed)
+            else:
+                drawn[name] = sequence.draw(batch_size, length, _seed_of(name, seed))
         if self.labels is not None:
             drawn["labels"] = random_vectors(self.labels.shape, seed)
         return dataclasses.replace(self, **drawn)
@@ -203,8 +206,9 @@ def draw(
         seed: seed of the random numbers.
         tokenizer: for English text; None: random tokens.
     """
-    drawn: dict[str, np.ndarray] = {}
-    for name, sequence in sequences_of(model).items():
+    drawn: dict[str, Any] = {}
+    sequences = sequences_of(model)
+    for name, sequence in sequences.items():
         length = min(num_tokens + SOURCE_IS_LONGER * (name == "source"), sequence.longest)
         size = batch_size, length, _seed_of(name, seed)
         is_text = tokenizer is not None and sequence.are_tokens
@@ -216,6 +220,13 @@ def draw(
             mask = np.ones((batch_size, length), np.int32)
             mask[-1, length - length // 4 :] = 0
             drawn[f"{name}_mask"] = mask
+    if tokenizer is not None and isinstance(model, TokenModel):
+
+        def later(name: str, shape: tuple[int, int], number: int) -> np.ndarray:
+            size = sequences[name].size, *shape, _seed_of(name, seed)
+            return english_tokens(tokenizer, *size, number)
+
+        drawn["further"] = FurtherText("successive windows of the same English text", later)
     return Inputs(**drawn)
 
 

@@ -66,7 +66,16 @@ def hint(report: Report) -> str:
 def notes(report: Report) -> list[str]:
     """Returns the sentences on what else matters for the verdict, those that apply."""
     found = nan_note(report), flips_note(report), unclear_note(report), unjudged_note(report)
-    return [*report.notes, *filter(None, (*found, left_out_note(report), empty_note(report)))]
+    return [
+        *report.notes,
+        *filter(None, (*found, left_out_note(report), later_note(report), empty_note(report))),
+    ]
+
+
+def later_note(report: Report) -> str:
+    """Returns a sentence on the batches of later training steps, or ""."""
+    later = report.later_batches
+    return f"Training steps after the first are on {later}." if later else ""
 
 
 def left_out_note(report: Report) -> str:

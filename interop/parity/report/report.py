@@ -77,6 +77,7 @@ class Report:
     length: int  # of each row, padding included
     tokens: int  # the number compared, without padding
     inputs: str = "given inputs"  # what was compared on, in words
+    later_batches: str = ""  # what training was compared on after the first step, in words
     notes: tuple[str, ...] = ()  # sentences on what was compared
     headlines: tuple[str, str] = ("Parity holds", "Parity is broken")
     date: str = ""  # when, in UTC
