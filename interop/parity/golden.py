@@ -26,6 +26,7 @@ from .levels.sides import Comparison, JaxSide
 from .levels.table import LEVELS, levels_of, levels_without_computation, select_levels, stages_of
 from .levels.weights import WEIGHTS, check_weights
 from .numerics.malloc import keeping_freed_memory, return_scarce_memory
+from .progress import announce, expecting
 from .recording.pack import read_pack, write_pack
 from .recording.sample import Sample, spread_positions
 from .rendered_report import Report
@@ -71,6 +72,7 @@ def record_checkpoint(
     """
     path, given = local_path(path), InputOptions(**prompt)
     select_levels(levels, list(LEVELS))  # before the model is loaded; not all exist for each model
+    announce("loading both sides")
     reference, model = open_both(path, rules, strict=strict, allow=allow)
     inputs = given.inputs(path, reference, model).with_labels(model)
     levels = select_levels(levels, levels_of(model))
@@ -86,7 +88,11 @@ def record_checkpoint(
     )
     data = {"subject": path.name, "levels": list(levels), "inputs": inputs.arrays}
     stages = stages_of([*levels_without_computation(), *levels])
-    with keeping_freed_memory():
+    # Of the runs in a comparison, one for each stage is the model's, and activations alone are
+    # not recorded for a sample.
+    fed = [level for level in levels if kept is None or level != "layers"]
+    runs = sum(stage.runs(fed) - 1 for stage in stages if stage.computes)
+    with expecting(runs), keeping_freed_memory():
         for stage in stages:
             data[stage.name] = stage.record(comparison)
             return_scarce_memory()
@@ -136,6 +142,7 @@ def check_pack(
         raise UserError(f"{error}, which are recorded in {pack}") from None
     with fail_together(is_multi_host):
         options: dict[str, Any] = {"rules": rules, "strict": strict, "allow": allow}
+        announce("loading the model")
         model = load_pretrained(path, mesh=mesh, dtype="float32", **options)
     inputs = Inputs.from_arrays(data["inputs"])
     if problems := inputs.problems(model, ("source_mask", "target_mask")):
@@ -216,5 +223,6 @@ def _judge(data: dict[str, Any], ours: JaxSide, inputs: Inputs) -> Report:
         rows = check_weights(data[WEIGHTS.name], ours)
         if any(row.remark for row in rows):  # shapes differ, so nothing can be run
             stages = stages_of(levels_without_computation())
-    found = {stage.name: stage.check(data[stage.name], ours) for stage in stages}
+    with expecting(sum(stage.computes for stage in stages)):  # one run of the model each
+        found = {stage.name: stage.check(data[stage.name], ours) for stage in stages}
     return assemble(data["subject"], inputs, ours.levels, found)

@@ -69,7 +69,8 @@ class Inputs:
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> Self:
         """Returns the inputs with these arrays; takes names of earlier versions as well."""
-        return cls(**{FORMER_NAMES.get(name, name): array for name, array in arrays.items()})
+        named: dict[str, Any] = {FORMER_NAMES.get(name, name): x for name, x in arrays.items()}
+        return cls(**named)
 
     @property
     def arrays(self) -> dict[str, np.ndarray]:
@@ -112,7 +113,7 @@ class Inputs:
 
     def redrawn(self, model: Model, seed: int) -> Self:
         """Returns inputs of the same shapes, with the same padding: further text, or random."""
-        drawn = {}
+        drawn: dict[str, Any] = {}
         for name, sequence in sequences_of(model).items():
             batch_size, length = getattr(self, name).shape[:2]
             if self.further is not None and sequence.are_tokens:
@@ -125,7 +126,7 @@ class Inputs:
 
     def shortened(self, length: int) -> Self:
         """Returns the beginning of every row, with the same share of padding, if it is longer."""
-        changed = {}
+        changed: dict[str, Any] = {}
         for name, array in self.arrays.items():
             whole = array.shape[1] if array.ndim > 1 else 0
             is_mask = name.endswith("_mask")
@@ -140,7 +141,7 @@ class Inputs:
         """Returns the inputs with every `token` replaced by the next one."""
         if token is None or not self.are_tokens:
             return self
-        changed = {
+        changed: dict[str, Any] = {
             name: np.where(array == token, (token + 1) % sequence.size, array)
             for name, sequence in sequences_of(model).items()
             for array in [getattr(self, name)]
