@@ -29,9 +29,9 @@ from jaxllm.storage.paths import check_is_utf8
 
 from .alignment.adapters import adapter_of
 from .alignment.inputs import Inputs, draw, sequences_of
-from .alignment.overrides import environment
+from .alignment.overrides import environment, no_progress_bars
 from .alignment.plain_modules import load_plain
-from .alignment.prompt import MIN_TOKENS, FurtherText, text_ids, tokenizer_of, windows
+from .alignment.prompt import MIN_TOKENS, following_text, text_ids, tokenizer_of, windows
 from .comparison import compare
 from .levels.table import LEVELS, levels_of, select_levels
 from .numerics.array_store import ArrayStore, in_memory, on_disk, parameters_on
@@ -233,10 +233,7 @@ def _tokenized(text: str, path: Path, model: Model, num_tokens: int) -> Inputs:
         ids[name] = text_ids(text, path, elements.size, is_source=name == "source")
         given[name] = windows(ids[name], min(num_tokens, elements.longest), 0)[None]
 
-    def later(name: str, shape: tuple[int, int], number: int) -> np.ndarray:
-        return windows(ids[name], shape[1], number)[None]
-
-    return Inputs(**given, further=FurtherText("successive windows of the given text", later))
+    return Inputs(**given, further=following_text(ids))
 
 
 def _family_of(path: Path) -> Family:
@@ -261,7 +258,7 @@ def _load_reference(path: Path, name: str, store: ArrayStore, dtype: str) -> Any
     import transformers
 
     check_is_utf8(path, "transformers")
-    with _no_progress_bars(), nullcontext() if store is in_memory else _one_by_one(store):
+    with no_progress_bars(), nullcontext() if store is in_memory else _one_by_one(store):
         loaded: Any = getattr(transformers, name).from_pretrained(
             path.parent if is_gguf(path) else path,
             **({"gguf_file": path.name} if is_gguf(path) else {}),
@@ -288,16 +285,3 @@ def _one_by_one(store: ArrayStore) -> Iterator[None]:
     """Makes transformers store each parameter on `store` before it reads the next."""
     with environment("HF_DEACTIVATE_ASYNC_LOAD", "1"), parameters_on(store):
         yield
-
-
-@contextmanager
-def _no_progress_bars() -> Iterator[None]:
-    from transformers.utils import logging
-
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()

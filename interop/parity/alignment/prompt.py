@@ -1,7 +1,7 @@
 """Tokens and vectors to compare on: from text, drawn at random, or read from a file."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from io import BytesIO
 from pathlib import Path
 from pydoc_data.topics import topics
@@ -56,6 +56,15 @@ class FurtherText(NamedTuple):
 def windows(ids: np.ndarray, num_tokens: int, number: int) -> np.ndarray:
     """Returns one of the successive windows of a text, which is repeated if it is too short."""
     return np.resize(ids, (number + 1) * num_tokens)[number * num_tokens :]
+
+
+def following_text(ids: Mapping[str, np.ndarray]) -> FurtherText:
+    """Returns the windows that follow the first of a text, given its tokens for each input."""
+
+    def draw(name: str, shape: tuple[int, int], number: int) -> np.ndarray:
+        return windows(ids[name], shape[1], number)[None]
+
+    return FurtherText("successive windows of the given text", draw)
 
 
 def text_ids(text: str, folder: Path, vocab_size: int, *, is_source: bool = False) -> np.ndarray:

@@ -65,11 +65,11 @@ def hint(report: Report) -> str:
 
 def notes(report: Report) -> list[str]:
     """Returns the sentences on what else matters for the verdict, those that apply."""
-    found = nan_note(report), flips_note(report), unclear_note(report), unjudged_note(report)
-    return [
-        *report.notes,
-        *filter(None, (*found, left_out_note(report), later_note(report), empty_note(report))),
-    ]
+    sentences = (
+        *(nan_note(report), flips_note(report), unclear_note(report), texts_note(report)),
+        *(unjudged_note(report), left_out_note(report), later_note(report), empty_note(report)),
+    )
+    return [*report.notes, *filter(None, sentences)]
 
 
 def later_note(report: Report) -> str:
@@ -103,7 +103,8 @@ def empty_note(report: Report) -> str:
 
 def unclear_note(report: Report) -> str:
     """Returns sentences on the rows in which a mistake worth knowing may hide, or ""."""
-    if not (rows := report.unclear):
+    rows = [row for row in report.unclear if not isinstance(row, TextResult)]
+    if not rows:
         return _direction_note(report)
     worst = max(rows, key=lambda row: row.highest_threshold)
     return (
@@ -111,6 +112,17 @@ def unclear_note(report: Report) -> str:
         f"{number(worst.useful)}, so that smaller mistakes cannot be seen there. The highest "
         f"threshold is {number(worst.highest_threshold)}, of {name(worst)}."
         f" {_direction_note(report)}".rstrip()
+    )
+
+
+def texts_note(report: Report) -> str:
+    """Returns a sentence on the texts of which the rest is unknown, or ""."""
+    texts = [row for row in report.unclear if isinstance(row, TextResult)]
+    if not texts:
+        return ""
+    return (
+        f"In {counted(texts)} the generated texts diverge where rounding decides between tokens or "
+        "beams; of what follows nothing can be told."
     )
 
 

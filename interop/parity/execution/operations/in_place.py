@@ -22,18 +22,49 @@ def in_float64(func: Any, args: tuple, given: dict[str, Any], widened: Callable[
         widened: returns a tensor in float64, other values as they are.
 
     Raises:
-        UserError: the module keeps a tensor that is written to, which would be rounded.
+        UserError: the module keeps a tensor that is written to, and that rounds what is written.
     """
     from torch.utils._pytree import tree_map
 
     if is_constant(func, args, given):
         return func(*args, **given)
     targets = written(func, args, given)
+    if any(_is_kept(target, widened) for target in targets):
+        return _written_without_loss(func, args, given, widened)
     for target in targets:
-        _widen(target, widened, func)
+        _widen(target, widened)
     own = set(map(id, targets))
-    args, given = tree_map(lambda x: x if id(x) in own else widened(x), (args, dict(given)))
+    args, given = tree_map(lambda x: x if id(x) in own else widened(x), (args, given))
     return func(*args, **given)
+
+
+def _is_kept(target: "Tensor", widened: Callable[[Any], Any]) -> bool:
+    """Whether a narrow tensor is not of this run, such as a buffer of the module."""
+    base = target if target._base is None else target._base
+    return widened(base) is not base and not hasattr(base, MARK)
+
+
+def _written_without_loss(
+    func: Any, args: tuple, given: dict[str, Any], widened: Callable[[Any], Any]
+) -> Any:
+    """Writes to a tensor that the module keeps, such as the frequencies of LongRoPE."""
+    import torch
+    from torch.utils._pytree import tree_map
+
+    targets, returning = written(func, args, given), functional(func)
+    target = targets[0]
+    if len(targets) == 1 and returning is not None:
+        names = {argument.name for argument in returning._schema.arguments}
+        options = {name: x for name, x in given.items() if name in names}
+        value = returning(*tree_map(widened, args), **tree_map(widened, options))
+        target.copy_(value)
+        if torch.equal(widened(target).nan_to_num(), value.nan_to_num()):
+            return target
+    raise UserError(
+        f"the reference keeps a tensor of {target.dtype}, shape {tuple(target.shape)}, that "
+        f"{func._schema.name} writes to, so what it computes in float64 would be rounded there: "
+        "let it write to a new tensor"
+    )
 
 
 def written(func: Any, args: tuple, given: dict[str, Any]) -> list["Tensor"]:
@@ -56,17 +87,11 @@ def release(targets: list["Tensor"]) -> None:
             unmarked(target._base)
 
 
-def _widen(target: "Tensor", widened: Callable[[Any], Any], func: Any) -> None:
+def _widen(target: "Tensor", widened: Callable[[Any], Any]) -> None:
     """Makes a tensor float64 where it is, and the one of which it is a view."""
     base = target if target._base is None else target._base
     wide = widened(base)
     if wide is not base:
-        if not hasattr(base, MARK):
-            raise UserError(
-                f"the reference keeps a tensor of {base.dtype}, shape {tuple(base.shape)}, that "
-                f"{func._schema.name} writes to, so what it computes in float64 would be rounded "
-                "there: let it write to a new tensor"
-            )
         size, stride, start = target.size(), target.stride(), target.storage_offset()
         base.data = wide
         if target is not base:

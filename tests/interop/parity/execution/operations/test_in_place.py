@@ -135,7 +135,16 @@ def test_what_is_written_into_a_constant_is_none_afterwards():
 def test_a_tensor_that_the_module_keeps_is_named():
     kept = torch.zeros(N, N)
     with in_float64(), pytest.raises(UserError, match=r"keeps a tensor of torch.float32.*copy_"):
-        kept.copy_(X.double() * 2)
+        kept.copy_(X.double() / 3)
+
+
+def test_a_tensor_that_the_module_keeps_may_get_what_it_holds_exactly():
+    """LongRoPE writes one of two tables of float32 frequencies."""
+    kept = torch.zeros(N, N)
+    with in_float64():
+        kept.copy_(torch.where(WHERE > 3, X, W))
+        assert torch.equal(kept, torch.where(WHERE > 3, X.double(), W.double()))
+    assert torch.equal(kept, torch.where(WHERE > 3, X, W))
 
 
 def test_parameters_are_updated_as_they_are():
