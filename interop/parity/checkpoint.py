@@ -33,7 +33,7 @@ from .alignment.overrides import environment, no_progress_bars
 from .alignment.plain_modules import load_plain
 from .alignment.prompt import MIN_TOKENS, following_text, text_ids, tokenizer_of, windows
 from .comparison import compare
-from .levels.table import LEVELS, levels_of, select_levels
+from .levels.table import LEVELS, levels_of, not_compared, select_levels
 from .numerics.array_store import ArrayStore, in_memory, on_disk, parameters_on
 from .numerics.precision import FLOAT32, PRECISIONS
 from .progress import announce
@@ -168,21 +168,21 @@ def check_checkpoint(
             both given, or a level is unknown or does not exist for the model.
     """
     path, given = local_path(path), InputOptions(**prompt)
-    select_levels(levels, list(LEVELS))  # before the model is loaded; not all exist for each model
+    select_levels(levels, list(LEVELS))  # before loading; not all exist for each model
     store = in_memory if scratch is None else on_disk(Path(scratch))
     if dtype not in PRECISIONS:
         raise UserError(f"dtype={dtype!r} is not one of {', '.join(PRECISIONS)}")
     announce("loading both sides")
-    is_given = model is not None
+    own = _places(path, model is not None, allow)
     reference, model = open_both(path, rules, model, store, dtype, strict, allow)
     inputs = given.inputs(path, reference, model)
     usual = [level for level in levels_of(model) if LEVELS[level].by_default]
-    levels = usual if levels is None else levels
-    report = compare(reference, model, inputs, levels=levels, store=store)
+    chosen = usual if levels is None else levels
+    report = compare(reference, model, inputs, levels=chosen, store=store)
+    others = not_compared(model, chosen, is_default=levels is None)
     seed = given.seed if given.are_drawn else None
-    kind = given.kind(path, model)
-    own = _places(path, is_given, allow)
-    return dataclasses.replace(report, subject=path.name, inputs=kind, seed=seed, **own)
+    own |= {"subject": path.name, "inputs": given.kind(path, model), "seed": seed}
+    return dataclasses.replace(report, not_compared=others, **own)
 
 
 def _places(path: Path, is_given: bool, allow: Sequence[str]) -> dict[str, Any]:

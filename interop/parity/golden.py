@@ -16,6 +16,7 @@ from jaxllm.hub import local_path
 from jaxllm.interop.loading.allowances import allowance_notes
 from jaxllm.interop.loading.load import load_pretrained
 from jaxllm.interop.saving.multihost import fail_together
+from jaxllm.models import Model
 
 from .alignment.inputs import ARRAYS, FORMER_NAMES, Inputs
 from .checkpoint import InputOptions, open_both
@@ -23,7 +24,15 @@ from .comparison import assemble
 from .execution.recipe import Recipe
 from .levels.config import CONFIG
 from .levels.sides import Comparison, JaxSide
-from .levels.table import LEVELS, levels_of, levels_without_computation, select_levels, stages_of
+from .levels.table import (
+    LEVELS,
+    NOT_ASKED,
+    levels_of,
+    levels_without_computation,
+    not_compared,
+    select_levels,
+    stages_of,
+)
 from .levels.weights import WEIGHTS, check_weights
 from .numerics.malloc import keeping_freed_memory, return_scarce_memory
 from .progress import announce, expecting
@@ -129,8 +138,7 @@ def check_pack(
         UserError: a level was not recorded, the model does not take the recorded inputs, or there
             are several processes and no mesh.
     """
-    is_multi_host = jax.process_count() > 1
-    if mesh is None:
+    if (is_multi_host := jax.process_count() > 1) and mesh is None:
         _check_is_alone()
     with fail_together(is_multi_host):
         path, data = local_path(path), read_pack(Path(pack))
@@ -140,8 +148,8 @@ def check_pack(
         levels = select_levels(levels, data["levels"])
     except UserError as error:
         raise UserError(f"{error}, which are recorded in {pack}") from None
+    options: dict[str, Any] = {"rules": rules, "strict": strict, "allow": allow}
     with fail_together(is_multi_host):
-        options: dict[str, Any] = {"rules": rules, "strict": strict, "allow": allow}
         announce("loading the model")
         model = load_pretrained(path, mesh=mesh, dtype="float32", **options)
     inputs = Inputs.from_arrays(data["inputs"])
@@ -157,7 +165,18 @@ def check_pack(
             raise CheckpointError([problem, OTHER_VERSION], pack) from error
     subject = f"{path.name}, {data['subject']} as recorded"
     notes = (*([SAMPLED] if _lacks_hints(report) else []), *allowance_notes(allow))
-    return dataclasses.replace(report, subject=subject, paths=_paths(path, pack), notes=notes)
+    others, paths = _not_compared(model, levels, data["levels"]), _paths(path, pack)
+    own: dict[str, Any] = {"notes": notes, "paths": paths, "not_compared": others}
+    return dataclasses.replace(report, subject=subject, **own)
+
+
+def _not_compared(model: Model, levels: Sequence[str], recorded: Sequence[str]) -> dict[str, str]:
+    """Returns the levels that were not compared, with the reason of each."""
+    found = not_compared(model, levels, is_default=False)
+    return {
+        name: "not recorded" if why == NOT_ASKED and name not in recorded else why
+        for name, why in found.items()
+    }
 
 
 def _check_is_alone() -> None:

@@ -67,9 +67,24 @@ def notes(report: Report) -> list[str]:
     """Returns the sentences on what else matters for the verdict, those that apply."""
     sentences = (
         *(nan_note(report), flips_note(report), unclear_note(report), texts_note(report)),
-        *(unjudged_note(report), left_out_note(report), later_note(report), empty_note(report)),
+        *(
+            unjudged_note(report),
+            levels_note(report),
+            left_out_note(report),
+            later_note(report),
+            empty_note(report),
+        ),
     )
     return [*report.notes, *filter(None, sentences)]
+
+
+def levels_note(report: Report) -> str:
+    """Returns a sentence that names the levels that were not compared, and why, or ""."""
+    by_reason: dict[str, list[str]] = {}
+    for level, reason in report.not_compared.items():
+        by_reason.setdefault(reason, []).append(level)
+    told = "; ".join(f"{', '.join(levels)} ({reason})" for reason, levels in by_reason.items())
+    return f"Levels not compared: {told}." if told else ""
 
 
 def later_note(report: Report) -> str:

@@ -72,6 +72,8 @@ class Report:
     buckets: tuple[Bucket, ...] = ()
     flips: tuple[RouterFlips, ...] = ()
     unjudged: tuple[str, ...] = ()  # levels that could not be compared, because sizes differ
+    # The other levels, with the reason why they were not compared.
+    not_compared: dict[str, str] = dataclasses.field(default_factory=dict)
     left_out: tuple[str, ...] = ()  # activations, or calls, that could not be compared
     batch_size: int
     length: int  # of each row, padding included
