@@ -29,11 +29,11 @@ from jaxllm.storage.paths import check_is_utf8
 
 from .alignment.adapters import adapter_of
 from .alignment.inputs import Inputs, draw, sequences_of
-from .alignment.overrides import environment
+from .alignment.overrides import environment, no_progress_bars
 from .alignment.plain_modules import load_plain
-from .alignment.prompt import MIN_TOKENS, text_tokens, tokenizer_of
+from .alignment.prompt import MIN_TOKENS, following_text, text_ids, tokenizer_of, windows
 from .comparison import compare
-from .levels.table import LEVELS, levels_of, select_levels
+from .levels.table import LEVELS, levels_of, not_compared, select_levels
 from .numerics.array_store import ArrayStore, in_memory, on_disk, parameters_on
 from .numerics.precision import FLOAT32, PRECISIONS
 from .progress import announce
@@ -168,21 +168,21 @@ def check_checkpoint(
             both given, or a level is unknown or does not exist for the model.
     """
     path, given = local_path(path), InputOptions(**prompt)
-    select_levels(levels, list(LEVELS))  # before the model is loaded; not all exist for each model
+    select_levels(levels, list(LEVELS))  # before loading; not all exist for each model
     store = in_memory if scratch is None else on_disk(Path(scratch))
     if dtype not in PRECISIONS:
         raise UserError(f"dtype={dtype!r} is not one of {', '.join(PRECISIONS)}")
     announce("loading both sides")
-    is_given = model is not None
+    own = _places(path, model is not None, allow)
     reference, model = open_both(path, rules, model, store, dtype, strict, allow)
     inputs = given.inputs(path, reference, model)
     usual = [level for level in levels_of(model) if LEVELS[level].by_default]
-    levels = usual if levels is None else levels
-    report = compare(reference, model, inputs, levels=levels, store=store)
+    chosen = usual if levels is None else levels
+    report = compare(reference, model, inputs, levels=chosen, store=store)
+    others = not_compared(model, chosen, is_default=levels is None)
     seed = given.seed if given.are_drawn else None
-    kind = given.kind(path, model)
-    own = _places(path, is_given, allow)
-    return dataclasses.replace(report, subject=path.name, inputs=kind, seed=seed, **own)
+    own |= {"subject": path.name, "inputs": given.kind(path, model), "seed": seed}
+    return dataclasses.replace(report, not_compared=others, **own)
 
 
 def _places(path: Path, is_given: bool, allow: Sequence[str]) -> dict[str, Any]:
@@ -224,16 +224,16 @@ def open_both(
 
 def _tokenized(text: str, path: Path, model: Model, num_tokens: int) -> Inputs:
     """Tokenizes `text` into every input sequence that the model takes."""
-    given = {}
-    for name, elements in sequences_of(model).items():
+    sequences, ids, given = sequences_of(model), {}, {}
+    for name, elements in sequences.items():
         if not elements.are_tokens:
             raise UserError(
                 f"text is given, but a {type(model).__name__} takes vectors; give vectors instead"
             )
-        length = min(num_tokens, elements.longest)
-        is_source = name == "source"
-        given[name] = text_tokens(text, path, elements.size, length, is_source=is_source)
-    return Inputs(**given)
+        ids[name] = text_ids(text, path, elements.size, is_source=name == "source")
+        given[name] = windows(ids[name], min(num_tokens, elements.longest), 0)[None]
+
+    return Inputs(**given, further=following_text(ids))
 
 
 def _family_of(path: Path) -> Family:
@@ -258,7 +258,7 @@ def _load_reference(path: Path, name: str, store: ArrayStore, dtype: str) -> Any
     import transformers
 
     check_is_utf8(path, "transformers")
-    with _no_progress_bars(), nullcontext() if store is in_memory else _one_by_one(store):
+    with no_progress_bars(), nullcontext() if store is in_memory else _one_by_one(store):
         loaded: Any = getattr(transformers, name).from_pretrained(
             path.parent if is_gguf(path) else path,
             **({"gguf_file": path.name} if is_gguf(path) else {}),
@@ -285,16 +285,3 @@ def _one_by_one(store: ArrayStore) -> Iterator[None]:
     """Makes transformers store each parameter on `store` before it reads the next."""
     with environment("HF_DEACTIVATE_ASYNC_LOAD", "1"), parameters_on(store):
         yield
-
-
-@contextmanager
-def _no_progress_bars() -> Iterator[None]:
-    from transformers.utils import logging
-
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()

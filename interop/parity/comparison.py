@@ -31,6 +31,7 @@ from .levels.table import (
     from_causes_to_effects,
     levels_of,
     levels_without_computation,
+    not_compared,
     select_levels,
     stages_of,
 )
@@ -145,7 +146,9 @@ def _compare(comparison: Comparison) -> Report:
     name = type(comparison.reference).__name__
     packages = "torch", "transformers"
     dtype = output_config(comparison.model).numerics.dtype
-    return assemble(name, comparison.inputs, comparison.levels, found, packages, dtype)
+    report = assemble(name, comparison.inputs, comparison.levels, found, packages, dtype)
+    others = not_compared(comparison.model, comparison.levels, is_default=False)
+    return dataclasses.replace(report, not_compared=others)
 
 
 def _decide(stage: Stage, comparison: Comparison) -> Any:

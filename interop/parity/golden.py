@@ -16,16 +16,26 @@ from jaxllm.hub import local_path
 from jaxllm.interop.loading.allowances import allowance_notes
 from jaxllm.interop.loading.load import load_pretrained
 from jaxllm.interop.saving.multihost import fail_together
+from jaxllm.models import Model
 
-from .alignment.inputs import FORMER_NAMES, Inputs
+from .alignment.inputs import ARRAYS, FORMER_NAMES, Inputs
 from .checkpoint import InputOptions, open_both
 from .comparison import assemble
 from .execution.recipe import Recipe
 from .levels.config import CONFIG
 from .levels.sides import Comparison, JaxSide
-from .levels.table import LEVELS, levels_of, levels_without_computation, select_levels, stages_of
+from .levels.table import (
+    LEVELS,
+    NOT_ASKED,
+    levels_of,
+    levels_without_computation,
+    not_compared,
+    select_levels,
+    stages_of,
+)
 from .levels.weights import WEIGHTS, check_weights
 from .numerics.malloc import keeping_freed_memory, return_scarce_memory
+from .progress import announce, expecting
 from .recording.pack import read_pack, write_pack
 from .recording.sample import Sample, spread_positions
 from .rendered_report import Report
@@ -71,6 +81,7 @@ def record_checkpoint(
     """
     path, given = local_path(path), InputOptions(**prompt)
     select_levels(levels, list(LEVELS))  # before the model is loaded; not all exist for each model
+    announce("loading both sides")
     reference, model = open_both(path, rules, strict=strict, allow=allow)
     inputs = given.inputs(path, reference, model).with_labels(model)
     levels = select_levels(levels, levels_of(model))
@@ -86,7 +97,11 @@ def record_checkpoint(
     )
     data = {"subject": path.name, "levels": list(levels), "inputs": inputs.arrays}
     stages = stages_of([*levels_without_computation(), *levels])
-    with keeping_freed_memory():
+    # Of the runs in a comparison, one for each stage is the model's, and activations alone are
+    # not recorded for a sample.
+    fed = [level for level in levels if kept is None or level != "layers"]
+    runs = sum(stage.runs(fed, comparison.draws) - 1 for stage in stages if stage.computes)
+    with expecting(runs), keeping_freed_memory():
         for stage in stages:
             data[stage.name] = stage.record(comparison)
             return_scarce_memory()
@@ -123,8 +138,7 @@ def check_pack(
         UserError: a level was not recorded, the model does not take the recorded inputs, or there
             are several processes and no mesh.
     """
-    is_multi_host = jax.process_count() > 1
-    if mesh is None:
+    if (is_multi_host := jax.process_count() > 1) and mesh is None:
         _check_is_alone()
     with fail_together(is_multi_host):
         path, data = local_path(path), read_pack(Path(pack))
@@ -134,8 +148,9 @@ def check_pack(
         levels = select_levels(levels, data["levels"])
     except UserError as error:
         raise UserError(f"{error}, which are recorded in {pack}") from None
+    options: dict[str, Any] = {"rules": rules, "strict": strict, "allow": allow}
     with fail_together(is_multi_host):
-        options: dict[str, Any] = {"rules": rules, "strict": strict, "allow": allow}
+        announce("loading the model")
         model = load_pretrained(path, mesh=mesh, dtype="float32", **options)
     inputs = Inputs.from_arrays(data["inputs"])
     if problems := inputs.problems(model, ("source_mask", "target_mask")):
@@ -150,7 +165,18 @@ def check_pack(
             raise CheckpointError([problem, OTHER_VERSION], pack) from error
     subject = f"{path.name}, {data['subject']} as recorded"
     notes = (*([SAMPLED] if _lacks_hints(report) else []), *allowance_notes(allow))
-    return dataclasses.replace(report, subject=subject, paths=_paths(path, pack), notes=notes)
+    others, paths = _not_compared(model, levels, data["levels"]), _paths(path, pack)
+    own: dict[str, Any] = {"notes": notes, "paths": paths, "not_compared": others}
+    return dataclasses.replace(report, subject=subject, **own)
+
+
+def _not_compared(model: Model, levels: Sequence[str], recorded: Sequence[str]) -> dict[str, str]:
+    """Returns the levels that were not compared, with the reason of each."""
+    found = not_compared(model, levels, is_default=False)
+    return {
+        name: "not recorded" if why == NOT_ASKED and name not in recorded else why
+        for name, why in found.items()
+    }
 
 
 def _check_is_alone() -> None:
@@ -177,7 +203,7 @@ def _pack_problems(data: Mapping[str, Any]) -> Iterator[str]:
     unknown = [level for level in levels if level not in list(LEVELS)]
     for level in unknown:
         yield f"level {level!r} is unknown; the levels are {', '.join(LEVELS)}"
-    known = {*FORMER_NAMES, *(field.name for field in dataclasses.fields(Inputs))}
+    known = {*FORMER_NAMES, *ARRAYS}
     if not isinstance(inputs, dict) or "target" not in inputs or not inputs.keys() <= known:
         yield _wrong(
             "inputs",
@@ -216,5 +242,6 @@ def _judge(data: dict[str, Any], ours: JaxSide, inputs: Inputs) -> Report:
         rows = check_weights(data[WEIGHTS.name], ours)
         if any(row.remark for row in rows):  # shapes differ, so nothing can be run
             stages = stages_of(levels_without_computation())
-    found = {stage.name: stage.check(data[stage.name], ours) for stage in stages}
+    with expecting(sum(stage.computes for stage in stages)):  # one run of the model each
+        found = {stage.name: stage.check(data[stage.name], ours) for stage in stages}
     return assemble(data["subject"], inputs, ours.levels, found)

@@ -265,14 +265,15 @@ def _check(arguments: argparse.Namespace) -> int:
     from jaxllm.train import make_mesh
 
     mesh = make_mesh(**sizes) if sizes else None
-    report = check_pack(
-        arguments.pack,
-        arguments.path,
-        mesh=mesh,
-        levels=arguments.levels,
-        rules=arguments.rules,
-        **allowances(arguments),
-    )
+    with comparison_progress():
+        report = check_pack(
+            arguments.pack,
+            arguments.path,
+            mesh=mesh,
+            levels=arguments.levels,
+            rules=arguments.rules,
+            **allowances(arguments),
+        )
     return _finish(report, arguments)
 
 

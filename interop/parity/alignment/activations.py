@@ -27,6 +27,7 @@ from jaxllm.layers.norm import Norm
 from jaxllm.models import Model
 from jaxllm.params import stacked_layers
 
+from .calls import calls_of
 from .function_model import FunctionModel
 from .inputs import Inputs, output_config
 
@@ -49,14 +50,18 @@ PARTS = (*ATTENTIONS, "mlp")
 KEYS = "keys"  # the axis of attention scores that softmax normalizes
 
 
+def positions_of(path: str, inputs: Inputs) -> np.ndarray:
+    """Returns the sequences that have a position for each of the activation's: source or target."""
+    is_source = inputs.source is not None and OF_SOURCE.match(path) is not None
+    return inputs.source if is_source and inputs.source is not None else inputs.target
+
+
 class Tap:
     """One activation: a rule from the reference's output to the JAX model's, at given sizes."""
 
     def __init__(self, rule: Rule, sizes: Sizes, inputs: Inputs):
-        has_source = inputs.source is not None
-        self.of_source = has_source and OF_SOURCE.match(rule.model.name) is not None
-        given = inputs.source if self.of_source else inputs.target
-        assert given is not None, "a model with an encoder has a source"
+        given = positions_of(rule.model.name, inputs)
+        self.of_source = given is inputs.source
         is_crossing = ".cross_attn." in rule.model.name
         seen = inputs.source if is_crossing and inputs.source is not None else given
         sizes = {**sizes, "B": given.shape[0], "T": given.shape[1], KEYS: seen.shape[1]}
@@ -65,16 +70,27 @@ class Tap:
         self.paths = [name for name, _ in rule.model.names(sizes)]
         self.modules = [name.partition("#")[0] for name, _ in rule.stored.names(sizes)]
 
-    def is_shown(self, outputs: Mapping[str, np.ndarray]) -> bool:
-        """Whether the reference recorded this activation.
+    def calls(self, outputs: Mapping[str, np.ndarray]) -> list[dict[str, str]]:
+        """Returns, for each call that the reference recorded, its name by module.
 
         A softmax inside attention may also normalize something else than the scores of all
-        keys; such an output has another shape and is not compared.
+        keys, and an embedding of sources and targets has two sizes. Outputs of another shape, or
+        another size than the last call's, are not compared.
         """
         shape, is_sure = self.rule.stored.shape(self.sizes), KEYS not in self.rule.stored.dims[-1]
-        return all(
-            name in outputs and (is_sure or outputs[name].shape == shape) for name in self.modules
-        )
+        fitting = []
+        for module in self.modules:
+            names = calls_of(module, outputs)
+            last = outputs[names[-1]].size if names else 0
+            fitting.append(
+                [
+                    n
+                    for n in names
+                    if (outputs[n].size == last if is_sure else outputs[n].shape == shape)
+                ]
+            )
+        rounds = zip(*fitting, strict=False)
+        return [dict(zip(self.modules, names, strict=True)) for names in rounds]
 
 
 def derive_taps(table: RuleTable, model: Model, inputs: Inputs) -> list[Tap]:

@@ -10,12 +10,14 @@ import numpy as np
 
 from jaxllm.config import SequenceConfig
 from jaxllm.errors import UserError
-from jaxllm.models import Model
+from jaxllm.models import Model, TokenModel
 
-from .prompt import english_tokens, random_tokens, random_vectors, read_arrays
+from .prompt import FurtherText, english_tokens, random_tokens, random_vectors, read_arrays
 
 # Names of arrays in packs and files of earlier versions, and their names now.
 FORMER_NAMES = {"wanted": "labels"}
+
+ARRAYS = ("target", "source", "target_mask", "source_mask", "labels")
 
 # Different lengths expose a mix-up of source and target.
 SOURCE_IS_LONGER = 7
@@ -33,6 +35,7 @@ class Inputs:
         target_mask: BT.
         source_mask: BS.
         labels: the vectors that models of vectors are trained to return, BTO or, pooled, BO.
+        further: the text of later batches; None: they are random.
     """
 
     target: np.ndarray
@@ -40,6 +43,7 @@ class Inputs:
     target_mask: np.ndarray | None = None
     source_mask: np.ndarray | None = None
     labels: np.ndarray | None = None
+    further: FurtherText | None = dataclasses.field(default=None, repr=False, compare=False)
 
     @classmethod
     def of(cls, given: Any) -> Self:
@@ -53,7 +57,7 @@ class Inputs:
         Raises:
             UserError: the file is not of such a format, or its arrays are not those of `Inputs`.
         """
-        arrays, known = read_arrays(path), {field.name for field in dataclasses.fields(cls)}
+        arrays, known = read_arrays(path), set(ARRAYS)
         if "target" not in arrays or not arrays.keys() <= known | FORMER_NAMES.keys():
             found = ", ".join(arrays) or "nothing"
             raise UserError(
@@ -65,16 +69,13 @@ class Inputs:
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> Self:
         """Returns the inputs with these arrays; takes names of earlier versions as well."""
-        return cls(**{FORMER_NAMES.get(name, name): array for name, array in arrays.items()})
+        named: dict[str, Any] = {FORMER_NAMES.get(name, name): x for name, x in arrays.items()}
+        return cls(**named)
 
     @property
     def arrays(self) -> dict[str, np.ndarray]:
         """The arrays that are given, by name."""
-        return {
-            field.name: array
-            for field in dataclasses.fields(self)
-            if (array := getattr(self, field.name)) is not None
-        }
+        return {name: array for name in ARRAYS if (array := getattr(self, name)) is not None}
 
     @property
     def digest(self) -> str:
@@ -111,18 +112,21 @@ class Inputs:
         return (*self.target.shape[: 1 if stack.pooled else 2], stack.output_dim)
 
     def redrawn(self, model: Model, seed: int) -> Self:
-        """Returns other random inputs of the same shapes, with the same padding."""
-        drawn = {}
+        """Returns inputs of the same shapes, with the same padding: further text, or random."""
+        drawn: dict[str, Any] = {}
         for name, sequence in sequences_of(model).items():
             batch_size, length = getattr(self, name).shape[:2]
-            drawn[name] = sequence.draw(batch_size, length, _seed_of(name, seed))
+            if self.further is not None and sequence.are_tokens:
+                drawn[name] = self.further.draw(name, (batch_size, length), seed)
+            else:
+                drawn[name] = sequence.draw(batch_size, length, _seed_of(name, seed))
         if self.labels is not None:
             drawn["labels"] = random_vectors(self.labels.shape, seed)
         return dataclasses.replace(self, **drawn)
 
     def shortened(self, length: int) -> Self:
         """Returns the beginning of every row, with the same share of padding, if it is longer."""
-        changed = {}
+        changed: dict[str, Any] = {}
         for name, array in self.arrays.items():
             whole = array.shape[1] if array.ndim > 1 else 0
             is_mask = name.endswith("_mask")
@@ -137,7 +141,7 @@ class Inputs:
         """Returns the inputs with every `token` replaced by the next one."""
         if token is None or not self.are_tokens:
             return self
-        changed = {
+        changed: dict[str, Any] = {
             name: np.where(array == token, (token + 1) % sequence.size, array)
             for name, sequence in sequences_of(model).items()
             for array in [getattr(self, name)]
@@ -203,8 +207,9 @@ def draw(
         seed: seed of the random numbers.
         tokenizer: for English text; None: random tokens.
     """
-    drawn: dict[str, np.ndarray] = {}
-    for name, sequence in sequences_of(model).items():
+    drawn: dict[str, Any] = {}
+    sequences = sequences_of(model)
+    for name, sequence in sequences.items():
         length = min(num_tokens + SOURCE_IS_LONGER * (name == "source"), sequence.longest)
         size = batch_size, length, _seed_of(name, seed)
         is_text = tokenizer is not None and sequence.are_tokens
@@ -216,6 +221,13 @@ def draw(
             mask = np.ones((batch_size, length), np.int32)
             mask[-1, length - length // 4 :] = 0
             drawn[f"{name}_mask"] = mask
+    if tokenizer is not None and isinstance(model, TokenModel):
+
+        def later(name: str, shape: tuple[int, int], number: int) -> np.ndarray:
+            size = sequences[name].size, *shape, _seed_of(name, seed)
+            return english_tokens(tokenizer, *size, number)
+
+        drawn["further"] = FurtherText("successive windows of the same English text", later)
     return Inputs(**drawn)
 
 

@@ -12,6 +12,7 @@ from jaxllm.interop.parity.numerics.attention_scores import SCORES, seen_only
 from jaxllm.interop.rules.transfer import Transfer
 
 from .activations import Tap
+from .calls import calls_of, of_call
 
 
 class Alignment:
@@ -44,10 +45,11 @@ class Alignment:
     ) -> dict[str, np.ndarray]:
         """Returns the reference's outputs by JAX path, in JAX layout and in execution order.
 
-        Activations inside attention that the reference did not record are left out.
+        Activations that the reference did not record are left out; see `left_out`.
 
         Args:
-            outputs: the reference's outputs by the names in `names`, in execution order.
+            outputs: the reference's outputs by the names in `names`, in execution order; those of
+                later calls of a module by the names of `calls`.
             store: the store for the returned arrays.
             are_differences: whether the outputs are differences of two runs, so that scores of
                 masked keys are not recognized.
@@ -56,16 +58,34 @@ class Alignment:
             UserError: the shape of an output is not that of the JAX model.
         """
         order = {name: place for place, name in enumerate(outputs)}
-        shown = [tap for tap in self.taps if tap.is_shown(outputs)]
-        parts = _split_fused(shown, outputs)
-        shown.sort(key=lambda tap: max(order[name] for name in tap.modules))
-        aligned: dict[str, np.ndarray] = {}
-        for tap in shown:
-            for path, index in tap.rule.model.names(tap.sizes):
-                array = _assemble(tap.importing, index, parts)
-                is_masked = path.endswith(f".{SCORES}") and not are_differences
-                aligned[path] = store(seen_only(array) if is_masked else array)
-        return aligned
+        calls = {id(tap): tap.calls(outputs) for tap in self.taps}
+        found: list[tuple[int, str, np.ndarray]] = []
+        for number in range(max(map(len, calls.values()), default=0)):
+            shown = [tap for tap in self.taps if len(calls[id(tap)]) > number]
+            names = {n: key for tap in shown for n, key in calls[id(tap)][number].items()}
+            parts = _split_fused(shown, {name: outputs[key] for name, key in names.items()})
+            for tap in shown:
+                place = max(order[names[module]] for module in tap.modules)
+                for path, index in tap.rule.model.names(tap.sizes):
+                    array = _assemble(tap.importing, index, parts)
+                    is_masked = path.endswith(f".{SCORES}") and not are_differences
+                    kept = store(seen_only(array) if is_masked else array)
+                    found.append((place, of_call(path, number), kept))
+        return {path: array for _, path, array in sorted(found, key=lambda one: one[0])}
+
+    def left_out(self, outputs: Mapping[str, np.ndarray]) -> list[str]:
+        """Returns the JAX paths of the activations that `align` leaves out, in whole or in part."""
+        found = []
+        for tap in self.taps:
+            calls = len(tap.calls(outputs))
+            most = max((len(calls_of(module, outputs)) for module in tap.modules), default=0)
+            is_inside = any("@" in module for module in tap.modules)
+            if calls == most or (calls and is_inside):  # softmax of something else
+                found += [] if calls else tap.paths
+            else:
+                part = f" ({most - calls} of {most} calls)" if calls else ""
+                found += [path + part for path in tap.paths]
+        return found
 
 
 def _split_fused(taps: Sequence[Tap], outputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

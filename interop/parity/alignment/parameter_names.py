@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 
 from jaxllm.config import Config
@@ -59,14 +60,18 @@ def table_for(reference: Any, config: Config) -> RuleTable:
 
 
 def tensors_of(reference: Any) -> dict[str, np.ndarray]:
-    """Returns the reference's state dict as NumPy arrays, tied weights included.
+    """Returns the reference's state dict as NumPy arrays in their dtypes, tied weights included."""
+    return {name: _array(tensor) for name, tensor in reference.state_dict().items()}
 
-    Values of bfloat16, which NumPy lacks, are in float32.
-    """
-    return {
-        name: (tensor.float() if str(tensor.dtype) == "torch.bfloat16" else tensor).cpu().numpy()
-        for name, tensor in reference.state_dict().items()
-    }
+
+def _array(tensor: Any) -> np.ndarray:
+    """Returns the bits of a tensor; those of bfloat16 as a dtype of `ml_dtypes`."""
+    import torch
+
+    on_host = tensor.detach().cpu()
+    if tensor.dtype == torch.bfloat16:
+        return on_host.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
+    return on_host.numpy()
 
 
 def split_fused(

@@ -1,11 +1,11 @@
 """Tokens and vectors to compare on: from text, drawn at random, or read from a file."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from io import BytesIO
 from pathlib import Path
 from pydoc_data.topics import topics
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -41,15 +41,36 @@ def random_vectors(shape: tuple[int, ...], seed: int) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal(shape, dtype=np.float32)
 
 
-def text_tokens(
-    text: str, folder: Path, vocab_size: int, num_tokens: int, *, is_source: bool = False
-) -> np.ndarray:
+class FurtherText(NamedTuple):
+    """The text that follows the inputs, for later batches.
+
+    Attributes:
+        words: what it is, in words.
+        draw: returns batch `number`, from 1, of an input by name: BT, given its shape.
+    """
+
+    words: str
+    draw: Callable[[str, tuple[int, int], int], np.ndarray]
+
+
+def windows(ids: np.ndarray, num_tokens: int, number: int) -> np.ndarray:
+    """Returns one of the successive windows of a text, which is repeated if it is too short."""
+    return np.resize(ids, (number + 1) * num_tokens)[number * num_tokens :]
+
+
+def following_text(ids: Mapping[str, np.ndarray]) -> FurtherText:
+    """Returns the windows that follow the first of a text, given its tokens for each input."""
+
+    def draw(name: str, shape: tuple[int, int], number: int) -> np.ndarray:
+        return windows(ids[name], shape[1], number)[None]
+
+    return FurtherText("successive windows of the given text", draw)
+
+
+def text_ids(text: str, folder: Path, vocab_size: int, *, is_source: bool = False) -> np.ndarray:
     """Tokenizes a text with the tokenizer of a folder, or as bytes if the vocabulary is theirs.
 
     It is encoded as `jaxllm generate` encodes a prompt or a source.
-
-    Returns:
-        One row of `num_tokens` ids, BT; the text is cut, or repeated if it is too short.
 
     Raises:
         UserError: the text has no tokens.
@@ -70,7 +91,7 @@ def text_tokens(
         raise CheckpointError(
             f"{folder}: its tokenizer gives token {max(ids)}, but the model has {vocab_size} tokens"
         )
-    return np.resize(np.array(ids), (1, num_tokens))
+    return np.array(ids)
 
 
 def tokenizer_of(folder: Path) -> Tokenizer | None:
@@ -96,9 +117,16 @@ def _read_tokenizer(folder: Path) -> Tokenizer | None:
 
 
 def english_tokens(
-    tokenizer: Tokenizer, vocab_size: int, batch_size: int, num_tokens: int, seed: int
+    tokenizer: Tokenizer,
+    vocab_size: int,
+    batch_size: int,
+    num_tokens: int,
+    seed: int,
+    number: int = 0,
 ) -> np.ndarray:
     """Tokenizes pages of Python's own documentation, BT, from places that the seed decides.
+
+    With a `number`, the text is that many windows later.
 
     The pages are those of the running Python. The first row is text alone. The others also have
     random tokens, which are mostly rare, the tokenizer's special tokens, one token many times, and
@@ -107,24 +135,26 @@ def english_tokens(
     Raises:
         UserError: the vocabulary has none of the text's tokens.
     """
-    rng = np.random.default_rng(seed)
+    places, rng = np.random.default_rng(seed), np.random.default_rng((seed, number))
     text = "\n".join(topics[name] for name in sorted(topics))
     special = [token for token in tokenizer.special_ids if token < vocab_size]
     rows = []
     for row in range(batch_size):
-        start = int(rng.integers(len(text)))
-        ids = np.array(tokenizer.encode_prompt((text[start:] + text)[: 16 * num_tokens]))
+        start = int(places.integers(len(text)))
+        ids = np.array(
+            tokenizer.encode_prompt((text[start:] + text)[: 16 * num_tokens * (number + 1)])
+        )
         if not (ids < vocab_size).any():
             raise UserError("the tokenizer has no tokens for English text: compare on others")
-        ids_T = np.resize(ids[ids < vocab_size], num_tokens)
+        ids_T = windows(ids[ids < vocab_size], num_tokens, number)
         if row > 0:
             part = num_tokens // 6
             ids_T[2 * part : 3 * part] = rng.integers(vocab_size, size=part)
             ids_T[3 * part : 3 * part + part // 2] = ids_T[1]
             ids_T[4 * part : 5 * part] = ids_T[:part]
             if special:
-                places = rng.choice(num_tokens, min(num_tokens // 12, 2 * len(special)), False)
-                ids_T[places] = np.resize(special, len(places))
+                at = rng.choice(num_tokens, min(num_tokens // 12, 2 * len(special)), False)
+                ids_T[at] = np.resize(special, len(at))
         rows.append(ids_T)
     return np.stack(rows)
 

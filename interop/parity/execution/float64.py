@@ -5,8 +5,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from .constants import is_constant, marked, unmarked
-from .grouped_product import grouped_product
+from .operations import in_place
+from .operations.constants import is_constant, marked
+from .operations.grouped_product import grouped_product
 
 
 @contextmanager
@@ -14,7 +15,8 @@ def in_float64() -> Iterator[None]:
     """Within this context, PyTorch computes in float64 whatever it would compute in less.
 
     Casts to float32 and narrower types become casts to float64, and every such tensor is widened
-    where it is used. Constants, which depend on integers alone, are computed as always.
+    where it is used, or written to. Constants, which depend on integers alone, are computed as
+    always.
     """
     import torch
     from torch.utils._python_dispatch import TorchDispatchMode
@@ -32,7 +34,7 @@ def in_float64() -> Iterator[None]:
         ) -> Any:
             given = kwargs or {}
             if func._schema.is_mutable:
-                return unmarked(func(*args, **given))
+                return in_place.in_float64(func, args, given, widened)
             if is_constant(func, args, given):
                 return marked(func(*args, **given))
             is_cast = given.get("dtype") in narrow

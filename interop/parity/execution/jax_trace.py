@@ -1,5 +1,6 @@
 """Traces the JAX model: records the intermediate activations of a forward pass."""
 
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial, wraps
@@ -12,6 +13,8 @@ from flax import nnx
 
 from jaxllm.config import with_fields
 from jaxllm.errors import UserError
+from jaxllm.interop.parity.alignment.activations import positions_of
+from jaxllm.interop.parity.alignment.calls import of_call, without_call
 from jaxllm.interop.parity.alignment.inputs import Inputs
 from jaxllm.interop.parity.alignment.overrides import attribute
 from jaxllm.interop.parity.numerics.array_store import ArrayStore, in_memory
@@ -25,8 +28,8 @@ from jaxllm.sharding import to_host
 OUTPUT = "__call__"  # the name under which the hook of a module gets its output
 PRECISION = "highest"  # full float32 products; by default accelerators round the operands
 
-# Recorded activations by path. There are several if attention works in blocks of queries, or if
-# the module runs more than once.
+# Recorded activations by path, those of later calls by the names of `calls`. There are several if
+# attention works in blocks of queries.
 Outputs = dict[str, list[np.ndarray]]
 
 
@@ -43,7 +46,7 @@ def trace_model(model: Model, inputs: Inputs, paths: Sequence[str]) -> dict[str,
     Raises:
         UserError: the model has no activation of such a path.
     """
-    return _lasts(_run(_opened(model), inputs, paths))
+    return _joined(_run(_opened(model), inputs, paths))
 
 
 def trace_free_and_forced(
@@ -51,8 +54,7 @@ def trace_free_and_forced(
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """Runs the model twice: on its own, and each activation from the reference's inputs.
 
-    In the second run, each activation is recorded and then replaced by the reference's. Those
-    that are computed twice under one path are not replaced.
+    In the second run, each activation is recorded and then replaced by the reference's.
 
     Args:
         model: the JAX model.
@@ -63,10 +65,10 @@ def trace_free_and_forced(
     Returns:
         The activations of both runs by path, and their logits, in float32.
     """
-    paths, opened = [path for path in theirs if path != LOGITS], _opened(model)
-    outputs = _run(opened, inputs, paths, store=store)
-    given = {path: theirs[path] for path in paths if is_whole(path) or len(outputs[path]) == 1}
-    return _lasts(outputs, store), _lasts(_run(opened, inputs, paths, given, store), store)
+    given = {path: array for path, array in theirs.items() if path != LOGITS}
+    paths, opened = list(dict.fromkeys(map(without_call, given))), _opened(model)
+    free = _joined(_run(opened, inputs, paths, store=store), store)
+    return free, _joined(_run(opened, inputs, paths, given, store), store)
 
 
 def is_whole(path: str) -> bool:
@@ -85,13 +87,19 @@ def _run(
 
     Activations whose path is in `given` are replaced by those after they are recorded.
     """
-    outputs: Outputs = {path: [] for path in paths}
+    outputs: Outputs = defaultdict(list)
+    counts: Counter[str] = Counter()  # calls or, of blocks of queries, positions so far
 
     def listen(module_path: str, name: str, value: Any) -> Any:
         path = module_path if name == OUTPUT else f"{module_path}.{name}".removeprefix(".")
-        if path not in outputs:
+        if path not in paths:
             return value
-        start = sum(x.shape[1] for x in outputs[path])  # of this block of queries
+        length = positions_of(path, inputs).shape[1]
+        if not is_whole(path) and inputs.source is not None and value.shape[1] != length:
+            return value  # a call for the other sequence, such as of an embedding of both
+        number, start = divmod(counts[path], length) if is_whole(path) else (counts[path], 0)
+        counts[path] += value.shape[1] if is_whole(path) else 1
+        path = of_call(path, number)
         outputs[path].append(store(_on_host(value)))
         if path not in given:
             return value
@@ -106,7 +114,7 @@ def _run(
     # Not jitted: compile time grows with the depth of the model.
     with jax.default_matmul_precision(PRECISION), _shown_outputs(model):
         out = call(model, {name: jnp.asarray(array) for name, array in inputs.arrays.items()})
-    if missing := [path for path in paths if not outputs[path]]:
+    if missing := [path for path in paths if path not in outputs]:
         raise UserError(f"the model has no activation at {', '.join(missing)}")
     return {**outputs, LOGITS: [store(_on_host(out.logits))]}
 
@@ -115,14 +123,14 @@ def _on_host(value: jax.Array) -> np.ndarray:
     return to_host(value).astype(np.float32, copy=False)
 
 
-def _lasts(outputs: Outputs, store: ArrayStore = in_memory) -> dict[str, np.ndarray]:
-    """Returns one array for each path: blocks of queries joined, else the last call's output."""
-    lasts = {}
-    for path, calls in outputs.items():
-        lasts[path] = store(np.concatenate(calls, 1)) if is_whole(path) else calls[-1]
+def _joined(outputs: Outputs, store: ArrayStore = in_memory) -> dict[str, np.ndarray]:
+    """Returns one array for each call: blocks of queries are joined."""
+    joined = {}
+    for path, blocks in outputs.items():
+        joined[path] = store(np.concatenate(blocks, 1)) if is_whole(path) else blocks[0]
         if path.endswith(f".{SCORES}"):
-            lasts[path] = store(seen_only(lasts[path]))
-    return lasts
+            joined[path] = store(seen_only(joined[path]))
+    return joined
 
 
 @contextmanager

@@ -17,13 +17,15 @@ nearest number, which loses at most `u / sqrt(3)` times the result in the root m
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from functools import cache, lru_cache
+from functools import cache, lru_cache, partial
 from typing import TYPE_CHECKING, Any
 
 from jaxllm.interop.parity.numerics.precision import FLOAT32, Precision, precision_of
 
-from .constants import is_constant, marked, unmarked
-from .grouped_product import grouped_product
+from .operations.constants import is_constant, marked
+from .operations.grouped_product import grouped_product
+from .operations.in_place import with_rounding
+from .operations.scattered_sums import terms_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -52,7 +54,7 @@ def simulated_rounding(seed: int) -> Iterator[None]:
     """Within this context, PyTorch's operations have additional rounding, except in float64.
 
     These are the operations that models of transformers and plain modules usually consist of:
-    products, sums, norms, softmax, and functions of single elements. Operations in place get none.
+    products, sums, norms, softmax, and functions of single elements, in place or not.
     """
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -108,7 +110,8 @@ def _simulated_rounding() -> Callable[[Noise], AbstractContextManager[Any]]:
         ) -> Any:
             given = kwargs or {}
             if func._schema.is_mutable:
-                return unmarked(func(*args, **given))
+                run = partial(self.__torch_dispatch__, types=types)
+                return with_rounding(lambda f, a, k: run(f, args=a, kwargs=k), func, args, given)
             if is_constant(func, args, given):
                 return marked(func(*args, **given))
             if func in _decompositions():
@@ -190,9 +193,20 @@ def _of_lookup(func: Any, args: tuple, given: Mapping[str, Any], result: "Tensor
     return _of_sum(result, squares, k[:, None])
 
 
+def _of_scattered(
+    func: Any, args: tuple, given: Mapping[str, Any], result: "Tensor"
+) -> "Tensor | None":
+    """Sums of single terms do not round."""
+    terms = terms_of(func, args)
+    if terms is None:
+        return None
+    return _of_sum(result, terms.squares, terms.number) * (terms.number > 1)
+
+
 DEVIATIONS: Mapping[str, Callable[..., Any]] = {
     **{f"aten::{name}": _of_product for name in ("mm", "bmm", "addmm", "baddbmm")},
     **{f"aten::{name}": _of_reduction for name in ("sum", "mean", "cumsum")},
+    **{f"aten::{name}": _of_scattered for name in ("index_add", "scatter_add", "index_put")},
     "aten::linalg_vector_norm": _of_norm,
     "aten::embedding_dense_backward": _of_lookup,
 }

@@ -1,5 +1,6 @@
 """Traces the reference: records the intermediate activations of a forward pass in PyTorch."""
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import cache
@@ -8,13 +9,14 @@ from typing import Any
 import numpy as np
 
 from jaxllm.interop.parity.alignment.adapters import Recorder, adapter_of, outputs_of
+from jaxllm.interop.parity.alignment.calls import of_call
 from jaxllm.interop.parity.alignment.inputs import Inputs
 from jaxllm.interop.parity.numerics.array_store import ArrayStore, in_memory
 from jaxllm.interop.parity.numerics.attention_scores import PROBS, SCORES
 from jaxllm.interop.parity.report.activation_rows import LOGITS
 
-# Recorded activations by name, in execution order; one for each call of the module.
-Outputs = dict[str, list[np.ndarray]]
+# Recorded activations by name, in execution order; those of later calls by the names of `calls`.
+Outputs = dict[str, np.ndarray]
 # Calls a function of PyTorch with its arguments; returns what it returned, or something else.
 Call = Callable[[Callable, tuple, dict], Any]
 
@@ -23,8 +25,8 @@ def trace_reference(
     reference: Any,
     inputs: Inputs,
     names: Sequence[str],
-    given: Mapping[str, Sequence[np.ndarray]] | None = None,
-    minus: Mapping[str, Sequence[np.ndarray]] | None = None,
+    given: Mapping[str, np.ndarray] | None = None,
+    minus: Mapping[str, np.ndarray] | None = None,
     store: ArrayStore = in_memory,
 ) -> Outputs:
     """Runs the reference and returns activations and logits in float32.
@@ -44,22 +46,23 @@ def trace_reference(
     import torch
 
     outputs: Outputs = {}
-    kept = {*names, LOGITS}
+    kept, numbers = {*names, LOGITS}, Counter[str]()
 
     def keep(name: str, output: Any) -> Any:
         if name not in kept:
             return output
+        numbers[name] += 1
         first, *others = output if isinstance(output, tuple) else (output,)
-        calls = outputs.setdefault(name, [])
+        name = of_call(name, numbers[name] - 1)
         # A copy: later operations may write to the same memory. In float64 it stays in float64.
         found = first.detach().to("cpu", torch.float32, copy=minus is None).numpy()
         if minus is not None:
-            found = float32_difference(found, minus[name][len(calls)])
-        calls.append(store(found))
+            found = float32_difference(found, minus[name])
+        outputs[name] = store(found)
         if given is None or name not in given:
             return output
         # Not a new tensor, which simulated rounding would take for a constant.
-        first = torch.empty_like(first).copy_(torch.tensor(given[name][len(calls) - 1]))
+        first = torch.empty_like(first).copy_(torch.tensor(given[name]))
         return (first, *others) if isinstance(output, tuple) else first
 
     modules = [name for name in names if "@" not in name]

@@ -10,6 +10,7 @@ import numpy as np
 
 from jaxllm.errors import UserError
 from jaxllm.interop.parity.alignment.activations import derive_taps, output_path
+from jaxllm.interop.parity.alignment.calls import without_call
 from jaxllm.interop.parity.alignment.layouts import Alignment
 from jaxllm.interop.parity.diagnosis.evidence import Evidence, Rows
 from jaxllm.interop.parity.diagnosis.hints import hint_of, hint_of_sample
@@ -96,7 +97,7 @@ def judge(
     if "layers" in levels and recording.sample is None:
         ours, forced = trace_free_and_forced(model, inputs, theirs, store)
     else:
-        paths = [path for path in theirs if path != LOGITS]
+        paths = list(dict.fromkeys(without_call(path) for path in theirs if path != LOGITS))
         if "layers" not in levels:
             paths = router_paths(recording)
         ours = trace_model(model, inputs, paths)
@@ -115,11 +116,21 @@ def judge(
     elif recording.sample is not None:
         taps = _with_hint_from_sample(taps, ours, recording, model)
     details: dict[str, Any] = {"flips": found_flips, "versions": recording.versions}
+    if "layers" in levels:
+        details["left_out"] = (*recording.left_out, *_unpaired(ours, theirs))
     if recording.sample is not None:
         details["tokens"] = len(recording.arrays[LOGITS])
     if inputs.are_tokens:
         details |= _predictions(ours[LOGITS], recording, taps[-1].cumulative)
     return Forward(taps, details)
+
+
+def _unpaired(ours: Arrays, theirs: Arrays) -> list[str]:
+    """Returns the calls that only one side makes."""
+    sides = ((ours, theirs, "model"), (theirs, ours, "reference"))
+    return [
+        f"{path} ({side} only)" for one, other, side in sides for path in one if path not in other
+    ]
 
 
 def _judge_tap(

@@ -82,7 +82,7 @@ def check_generation(
             return forced_logits(model, prompts, new)
 
     given = {**recorded, "ties": ties, "distances": Distances.from_pack(recorded["distances"])}
-    return judge_generation(model, ReferenceGeneration(**given), predict)
+    return judge_generation(model, ReferenceGeneration(**given), predict, is_reference=False)
 
 
 def decode_reference(
@@ -98,7 +98,11 @@ def decode_reference(
 
 
 def judge_generation(
-    model: TokenModel, theirs: ReferenceGeneration, predict: Predict
+    model: TokenModel,
+    theirs: ReferenceGeneration,
+    predict: Predict,
+    *,
+    is_reference: bool = True,
 ) -> list[TextResult | ScoresResult]:
     """Continues the reference's prompts with the JAX model and compares the continuations.
 
@@ -106,7 +110,9 @@ def judge_generation(
         model: the JAX model.
         theirs: the continuations of the reference.
         predict: returns the reference's logits for given continuations, PNV. Where beams diverge,
-            they decide whether that is a tie.
+            they decide whether that is a tie; where greedy texts do, whether the reference would
+            have continued ours as we did.
+        is_reference: whether `predict` runs the reference; else what follows a tie is unknown.
     """
     prompts = theirs.prompts
     started, _ = _starting(model)
@@ -120,7 +126,10 @@ def judge_generation(
     for i, prompt in enumerate(prompts):
         one, other = greedy[i], theirs.greedy[i]
         is_tie = is_greedy_tie(one, other, theirs.logits_PNV[i], theirs.noise)
-        rows.append(_text("greedy", prompt, one, other, is_tie))
+        is_confirmed = is_tie and is_reference
+        if is_confirmed:  # a later token that the reference would not choose is a mistake
+            is_tie = are_best(one, predict([prompt], [one])[0], theirs.noise)
+        rows.append(_text("greedy", prompt, one, other, is_tie, is_tie and is_confirmed))
     for prompt, one, other in zip(prompts, beams, theirs.beams, strict=True):
         is_tie = one != other and _is_beam_tie(predict, prompt, one, other, theirs.noise)
         rows.append(_text("beams", prompt, one, other, is_tie))
@@ -138,9 +147,15 @@ def _starting(model: TokenModel) -> tuple[TokenModel, int | None]:
 
 
 def _text(
-    how: str, prompt: Sequence[int], ours: Sequence[int], theirs: Sequence[int], is_tie: bool
+    how: str,
+    prompt: Sequence[int],
+    ours: Sequence[int],
+    theirs: Sequence[int],
+    is_tie: bool,
+    is_confirmed: bool = False,
 ) -> TextResult:
-    return TextResult(f"generate.{how}", len(prompt), tuple(ours), tuple(theirs), is_tie)
+    both = tuple(ours), tuple(theirs)
+    return TextResult(f"generate.{how}", len(prompt), *both, is_tie, is_confirmed)
 
 
 def prompts_of(inputs: Inputs) -> list[list[int]]:
@@ -219,6 +234,12 @@ def is_greedy_tie(
         return False
     logits_V = logits_NV[places[0]]
     return bool(logits_V.max() - logits_V[ours[places[0]]] <= 2 * noise)
+
+
+def are_best(tokens: Sequence[int], logits_NV: np.ndarray, noise: float) -> bool:
+    """Whether each token has the largest of the logits at its place, within noise."""
+    chosen_N = logits_NV[np.arange(len(tokens)), list(tokens)]
+    return bool((logits_NV.max(-1) - chosen_N <= 2 * noise).all())
 
 
 def _is_beam_tie(

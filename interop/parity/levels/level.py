@@ -59,5 +59,10 @@ class Level:
     title: str  # of its section of the HTML page
     caption: str
     causes: tuple[str, ...] = ()  # levels whose errors cause errors here; reported before this one
-    exists_for: Callable[[Model], bool] = lambda model: True
+    # Why it does not exist for a model, as a phrase; "" if it exists.
+    obstacle: Callable[[Model], str] = lambda model: ""
     by_default: bool = True  # whether `check_checkpoint` runs it unless told otherwise
+
+    def exists_for(self, model: Model) -> bool:
+        """Whether a model can be compared at this level."""
+        return not self.obstacle(model)

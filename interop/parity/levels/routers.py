@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxllm.interop.parity.alignment.activations import Tap, derive_taps
+from jaxllm.interop.parity.alignment.calls import without_call
 from jaxllm.interop.parity.alignment.inputs import Inputs, output_config
 from jaxllm.interop.parity.alignment.layouts import Alignment
 from jaxllm.interop.parity.alignment.router_flips import ROUTER, flips
@@ -31,7 +32,7 @@ def router_taps(comparison: Comparison, inputs: Inputs) -> list[Tap]:
 
 def router_paths(recording: Recording) -> list[str]:
     """Returns the paths of the recorded routers."""
-    return list(recording.routers)
+    return list(dict.fromkeys(map(without_call, recording.routers)))
 
 
 def record_routers(comparison: Comparison, inputs: Inputs) -> Recording | None:
@@ -73,7 +74,7 @@ def router_flips(
 
     def scores(path: str, logits_BTE: np.ndarray) -> np.ndarray:
         """Returns what the choice of experts goes by."""
-        bias = parameters.get(path.removesuffix(ROUTER) + ".correction_bias")
+        bias = parameters.get(without_call(path).removesuffix(ROUTER) + ".correction_bias")
         given = jnp.asarray(logits_BTE, jnp.float32), None if bias is None else bias.get_value()
         return logits_BTE if is_direct else np.asarray(choice_scores(experts, *given))
 

@@ -18,35 +18,45 @@ from .training import TRAINING
 from .training_rows import judge_curve, judge_gradients, judge_step
 from .weights import WEIGHTS
 
-
-def is_loaded(model: Model) -> bool:
-    """Whether the weights are in memory, which training and compiling require."""
-    return not is_stored(model)
+NOT_ASKED = "not asked for"
+SLOW = "not asked for, since it takes as long as all others together"
 
 
-def is_trained(model: Model) -> bool:
-    """Whether training steps can be compared: in float32, as weights are trained, with a head."""
-    is_float32 = output_config(model).numerics.dtype == FLOAT32.dtype
-    return is_loaded(model) and is_float32 and has_head(model.config)
+def training_obstacle(model: Model) -> str:
+    """Returns why training steps cannot be compared; "" if they can.
 
-
-def is_ours(model: Model) -> bool:
-    """Whether it is a model of jaxllm, which has a config and generates, and no function."""
-    return not isinstance(model, FunctionModel)
-
-
-def has_activations(model: Model) -> bool:
-    """Whether activations are known; those of a function are the ones that its user names."""
-    return not isinstance(model, FunctionModel) or bool(model.parts.function.taps)
-
-
-def generates(model: Model) -> bool:
-    """Whether generated texts can be compared: in float32, elsewhere ties of tokens are common.
-
-    Models that pool their sequences cannot generate.
+    They are compared in float32, as weights are trained, and need all weights in memory.
     """
+    if is_stored(model):
+        return "the weights are on disk"
+    if output_config(model).numerics.dtype != FLOAT32.dtype:
+        return f"compared in {FLOAT32.dtype} alone"
+    return "" if has_head(model.config) else "the model has no head"
+
+
+def config_obstacle(model: Model) -> str:
+    """Returns why configs cannot be compared: a function has none; "" if they can."""
+    return "a function has no config" if isinstance(model, FunctionModel) else ""
+
+
+def activations_obstacle(model: Model) -> str:
+    """Returns why activations cannot be compared; "" if they can.
+
+    Those of a function are the ones that its user names.
+    """
+    is_bare = isinstance(model, FunctionModel) and not model.parts.function.taps
+    return "no taps name activations of the function" if is_bare else ""
+
+
+def generation_obstacle(model: Model) -> str:
+    """Returns why generated texts cannot be compared; "" if they can.
+
+    In other dtypes than float32, ties of tokens are common.
+    """
+    if isinstance(model, FunctionModel):
+        return "a function does not generate"
     is_pooled = getattr(output_config(model), "pooled", False)
-    return is_ours(model) and is_trained(model) and not is_pooled
+    return training_obstacle(model) or ("the model pools its sequences" if is_pooled else "")
 
 
 LEVELS: dict[str, Level] = {
@@ -66,7 +76,7 @@ LEVELS: dict[str, Level] = {
             noun="fields",
             title="Config",
             caption="Fields that differ.",
-            exists_for=is_ours,
+            obstacle=config_obstacle,
         ),
         Level(
             name="logits",
@@ -86,7 +96,7 @@ LEVELS: dict[str, Level] = {
             title="Activations that are wrong on their own",
             caption="These activations exceed their thresholds even when computed from the "
             "reference's inputs.",
-            exists_for=has_activations,
+            obstacle=activations_obstacle,
         ),
         Level(
             name="gradients",
@@ -95,7 +105,7 @@ LEVELS: dict[str, Level] = {
             noun="gradients",
             title="Gradients",
             caption="The gradients of the loss that are closest to their thresholds.",
-            exists_for=is_trained,
+            obstacle=training_obstacle,
         ),
         Level(
             name="step",
@@ -105,7 +115,7 @@ LEVELS: dict[str, Level] = {
             title="One step",
             caption="After one AdamW step: both moments, and the update where it exceeds noise. "
             "Those closest to their thresholds are listed.",
-            exists_for=is_trained,
+            obstacle=training_obstacle,
         ),
         Level(
             name="curve",
@@ -114,7 +124,7 @@ LEVELS: dict[str, Level] = {
             noun="steps",
             title="Training",
             caption="Both sides train on the same batches: losses and their relative difference.",
-            exists_for=is_trained,
+            obstacle=training_obstacle,
             by_default=False,  # it takes as long as all others together
         ),
         Level(
@@ -123,7 +133,7 @@ LEVELS: dict[str, Level] = {
             noun="texts",
             title="Generation",
             caption="Greedy and beam search with a KV cache.",
-            exists_for=generates,
+            obstacle=generation_obstacle,
         ),
     )
 }
@@ -132,6 +142,21 @@ LEVELS: dict[str, Level] = {
 def levels_of(model: Model) -> tuple[str, ...]:
     """Returns the levels that exist for a model."""
     return tuple(name for name, level in LEVELS.items() if level.exists_for(model))
+
+
+def not_compared(model: Model, levels: Sequence[str], *, is_default: bool) -> dict[str, str]:
+    """Returns the levels that are not among `levels`, with the reason of each.
+
+    Args:
+        model: the JAX model.
+        levels: the levels that are compared.
+        is_default: whether they are the usual ones, and not named by the user.
+    """
+    return {
+        name: level.obstacle(model) or (SLOW if is_default and not level.by_default else NOT_ASKED)
+        for name, level in LEVELS.items()
+        if name not in levels
+    }
 
 
 def select_levels(levels: Sequence[str] | None, known: Sequence[str]) -> Sequence[str]:

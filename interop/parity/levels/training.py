@@ -51,6 +51,7 @@ class Runs(NamedTuple):
         perturbed: losses of the reference from slightly perturbed weights.
         unit: the unit of the losses.
         has_tie: whether rounding sends a token to other experts on one side.
+        later: what the batches after the first are, in words; "": there are none.
     """
 
     ours: RunErrors
@@ -60,6 +61,7 @@ class Runs(NamedTuple):
     perturbed: Sequence[Sequence[float]] = ()
     unit: str = NATS
     has_tie: bool = False
+    later: str = ""
 
 
 def train_both(comparison: Comparison) -> Runs:
@@ -78,7 +80,7 @@ def train_both(comparison: Comparison) -> Runs:
     del run
     routers = record_routers(comparison, setup.batches[0])
     unit, is_tie = loss_unit(setup.batches[0]), has_tie(routers, comparison.unstacked)
-    return Runs(ours, *measured, perturbed, unit, is_tie)
+    return Runs(ours, *measured, perturbed, unit, is_tie, setup.later)
 
 
 def record_training(comparison: Comparison) -> dict[str, Any]:
@@ -93,6 +95,7 @@ def record_training(comparison: Comparison) -> dict[str, Any]:
         "recipe": dataclasses.asdict(comparison.recipe),
         "truth": plain(truth),
         "runs": [plain(run) for run in runs],
+        "later": setup.later,
         "moved": perturbed,
         "routers": routers and routers.to_pack(),
     }
@@ -109,7 +112,8 @@ def check_training(recorded: Mapping[str, Any], ours: JaxSide) -> Runs:
     routers = recorded["routers"] and Recording.from_pack(recorded["routers"])
     errors = errors_of(sampled(run), measured[0], clip_eps=0.0)
     unit, is_tie = loss_unit(batches[0]), has_tie(routers, ours.unstacked)
-    return Runs(errors, *measured, recorded["moved"], unit, is_tie)
+    later = recorded.get("later", "")  # packs of earlier versions do not say
+    return Runs(errors, *measured, recorded["moved"], unit, is_tie, later)
 
 
 def sampled(run: TrainingRecord) -> TrainingRecord:
@@ -146,6 +150,7 @@ class TrainingSetup(NamedTuple):
 
     batches: list[Inputs]
     constant: set[str]  # JAX names of PyTorch buffers, which PyTorch does not train
+    later: str = ""  # what the batches after the first are, in words; "": there are none
 
 
 def training_setup(comparison: Comparison) -> TrainingSetup:
@@ -159,7 +164,14 @@ def training_setup(comparison: Comparison) -> TrainingSetup:
     batches = [batch.replace_token(unused, model) for batch in (inputs, *later)]
     names = our_names(comparison.rules)
     constant = {ours for name, _ in reference.named_buffers() for ours in names.get(name, ())}
-    return TrainingSetup(batches, constant)
+    return TrainingSetup(batches, constant, _later(inputs) if steps > 1 else "")
+
+
+def _later(inputs: Inputs) -> str:
+    """Returns what later batches of these inputs are, in words."""
+    if inputs.further is not None:
+        return inputs.further.words
+    return "random tokens" if inputs.are_tokens else "random vectors"
 
 
 def reference_runs(comparison: Comparison, setup: TrainingSetup) -> Iterator[TrainingRecord]:
@@ -204,5 +216,6 @@ TRAINING = Stage(
     compare=train_both,
     record=record_training,
     check=check_training,
+    details=lambda runs: {"later_batches": runs.later},
     runs=lambda levels, draws: 3 + draws + ("curve" in levels) * len(PERTURBATION_SEEDS),
 )

@@ -31,6 +31,8 @@ from .config import config_of
 from .level import Stage, both_digests
 from .sides import Comparison, JaxSide
 
+INTEGERS = "biu"  # kinds of NumPy dtypes
+
 
 def compare_weights(reference: Any, model: Model, table: RuleTable) -> list[WeightResult]:
     """Converts every tensor of the reference by the rules and compares it with the model's.
@@ -80,13 +82,16 @@ def _rules(
             path, _, parameter = name.rpartition(".")
             array = ours[name]
             differing, num_bits, own, other = 8 * array.nbytes, 8 * array.nbytes, digest(array), ""
+            remarks = problems
             if not problems:
                 source = theirs[name]
                 given = source.read(source.whole)
                 differing = differing_bits(array, given)
                 other = own if differing == 0 else digest(given)
+                if not _are_comparable(array, given):
+                    remarks = [f"{given.dtype} in the reference, {array.dtype} in the model"]
             yield WeightResult(
-                *(path, parameter, stored, num_bits, differing, "; ".join(problems)),
+                *(path, parameter, stored, num_bits, differing, "; ".join(remarks)),
                 num_nan=count_nan(array),
                 digests=(own, other),
             )
@@ -127,12 +132,21 @@ def _alone(name: str, tensor: np.ndarray, place: str) -> WeightResult:
 
 
 def differing_bits(ours: np.ndarray, theirs: np.ndarray) -> int:
-    """Counts the bits in which two arrays differ; all bits if their shapes differ."""
-    if ours.shape != theirs.shape:
-        return 8 * theirs.nbytes
-    same = np.ascontiguousarray(ours.astype(theirs.dtype, copy=False))
-    a, b = (x.reshape(-1).view(np.uint8) for x in (same, np.ascontiguousarray(theirs)))
+    """Counts the bits in which two arrays differ; all bits if their shapes or dtypes differ.
+
+    Integers of two widths are compared by value: JAX has none of 64 bits.
+    """
+    if ours.shape != theirs.shape or not _are_comparable(ours, theirs):
+        return 8 * max(ours.nbytes, theirs.nbytes)
+    if ours.dtype != theirs.dtype:
+        ours, theirs = ours.astype(np.int64), theirs.astype(np.int64)
+    a, b = (np.ascontiguousarray(x).reshape(-1).view(np.uint8) for x in (ours, theirs))
     return int(np.bitwise_count(a ^ b).sum(dtype=np.int64))
+
+
+def _are_comparable(ours: np.ndarray, theirs: np.ndarray) -> bool:
+    """Whether both have one dtype, or integers. A cast to one could hide a wrong conversion."""
+    return ours.dtype == theirs.dtype or all(x.dtype.kind in INTEGERS for x in (ours, theirs))
 
 
 def record_weights(comparison: Comparison) -> dict[str, list[str]]:
@@ -175,8 +189,11 @@ def count_nan(array: np.ndarray) -> int:
 
 
 def digest(array: np.ndarray) -> str:
-    """Returns the SHA-256 of an array's values in float32."""
-    return sha256(np.ascontiguousarray(array, np.float32).data).hexdigest()
+    """Returns the SHA-256 of an array's bits and, unless that is float32, of its dtype."""
+    array = array.astype(np.int64) if array.dtype.kind in INTEGERS else array
+    found = sha256(b"" if array.dtype == np.float32 else f"{array.dtype} ".encode())
+    found.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+    return found.hexdigest()
 
 
 WEIGHTS = Stage(

@@ -10,6 +10,7 @@ from typing import Any, Self
 import numpy as np
 
 from jaxllm.errors import UserError
+from jaxllm.interop.parity.alignment.calls import without_call
 from jaxllm.interop.parity.alignment.inputs import Inputs
 from jaxllm.interop.parity.alignment.layouts import Alignment
 from jaxllm.interop.parity.alignment.router_flips import ROUTER
@@ -46,6 +47,7 @@ class Recording:
     # Router logits with simulated rounding, by JAX path; those of the reference at padding.
     routers: dict[str, list[np.ndarray]] = dataclasses.field(default_factory=dict)
     of_source: frozenset[str] = frozenset()  # taps whose positions are those of the source
+    left_out: tuple[str, ...] = ()  # taps that the reference did not record, or not in every call
     sample: Sample | None = None  # which elements of each array are kept; None: all
     precision: Precision = FLOAT32  # of the reference
 
@@ -59,6 +61,7 @@ class Recording:
             "free": Distances.from_pack(kept["free"]),
             "forced": forced and Distances.from_pack(forced),
             "of_source": frozenset(kept["of_source"]),
+            "left_out": tuple(kept["left_out"]),
             "sample": sample and Sample(tuple(sample["positions"]), sample["features"]),
         }
         return cls(**given)
@@ -93,7 +96,7 @@ class Recording:
         array = self.arrays[path] if array is None else array
         mask = self.mask_of(path)
         if self.sample is not None:
-            name = "source" if path in self.of_source else "target"
+            name = "source" if self.is_of_source(path) else "target"
             shape_BT = self.inputs.arrays[name].shape[:2]
             is_compared_whole = path == LOGITS or path.endswith(ROUTER)
             return self.sample.of(array, shape_BT, mask, whole=is_compared_whole)
@@ -119,7 +122,11 @@ class Recording:
 
     def mask_of(self, path: str) -> np.ndarray | None:
         """Returns the mask of the positions of an activation: 0 at padding."""
-        return self.inputs.source_mask if path in self.of_source else self.inputs.target_mask
+        return self.inputs.source_mask if self.is_of_source(path) else self.inputs.target_mask
+
+    def is_of_source(self, path: str) -> bool:
+        """Whether the positions of an activation are those of the source."""
+        return without_call(path) in self.of_source
 
     def size(self, path: str) -> float:
         """Returns the norm of the reference's activation without padding and masked keys."""
@@ -170,6 +177,7 @@ def record(
         inputs=inputs,
         arrays=arrays,
         versions={package: version(package) for package in ("torch", "transformers")},
+        left_out=tuple(alignment.left_out(outputs)),
         of_source=frozenset(path for tap in alignment.taps if tap.of_source for path in tap.paths),
         routers={path: [] for path in arrays if path.endswith(ROUTER)},
         largest={path: 0.0 for path in arrays if path == LOGITS or path.endswith(ROUTER)},
@@ -215,7 +223,6 @@ def _watch(recording: Recording, departures: Arrays, corrections: Arrays) -> Non
 def _aligned(
     outputs: Outputs, alignment: Alignment, store: ArrayStore, *, are_differences: bool = False
 ) -> dict[str, np.ndarray]:
-    """Returns the last value of each activation by JAX path, the logits last."""
-    lasts = {name: calls[-1] for name, calls in outputs.items()}
-    aligned = alignment.align(lasts, store, are_differences=are_differences)
-    return {**aligned, LOGITS: lasts[LOGITS]}
+    """Returns the value of each activation by JAX path, the logits last."""
+    aligned = alignment.align(outputs, store, are_differences=are_differences)
+    return {**aligned, LOGITS: outputs[LOGITS]}

@@ -41,7 +41,7 @@ class ModelRows(Mapping[str, np.ndarray]):
 
     def shape_of(self, path: str) -> tuple[int, ...]:
         """Returns the shape of the inputs whose positions an activation has."""
-        name = "source" if path in self._recording.of_source else "target"
+        name = "source" if self._recording.is_of_source(path) else "target"
         return self._recording.inputs.arrays[name].shape[:2]
 
     def rows_of(self, path: str) -> np.ndarray:

@@ -149,7 +149,8 @@ def _generated(row: TextResult | ScoresResult) -> Row:
     equal = sum(a == b for a, b in zip(row.ours, row.theirs, strict=False))
     result = f"{equal} of {len(row.theirs)} tokens equal"
     if row.is_tie:
-        result += "; the two diverge at a tie"
+        rest = "the reference agrees with the rest" if row.is_confirmed else "the rest is unknown"
+        result += f"; the two diverge at a tie, {rest}"
     return Row((check, f"prompt of {row.prompt_tokens} tokens", result), row.ok)
 
 

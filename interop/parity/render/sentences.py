@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import TypeVar
 
+from jaxllm.interop.loading.name_folding import fold
 from jaxllm.interop.parity.levels.table import LEVELS
 from jaxllm.interop.parity.report.activation_rows import TapResult, first_wrong
 from jaxllm.interop.parity.report.judged import Judged
@@ -66,8 +67,43 @@ def hint(report: Report) -> str:
 
 def notes(report: Report) -> list[str]:
     """Returns the sentences on what else matters for the verdict, those that apply."""
-    found = nan_note(report), flips_note(report), unclear_note(report), unjudged_note(report)
-    return [*report.notes, *filter(None, (*found, empty_note(report)))]
+    sentences = (
+        *(nan_note(report), flips_note(report), unclear_note(report), texts_note(report)),
+        *(
+            unjudged_note(report),
+            levels_note(report),
+            left_out_note(report),
+            later_note(report),
+            empty_note(report),
+        ),
+    )
+    return [*report.notes, *filter(None, sentences)]
+
+
+def levels_note(report: Report) -> str:
+    """Returns a sentence that names the levels that were not compared, and why, or ""."""
+    by_reason: dict[str, list[str]] = {}
+    for level, reason in report.not_compared.items():
+        by_reason.setdefault(reason, []).append(level)
+    told = "; ".join(f"{', '.join(levels)} ({reason})" for reason, levels in by_reason.items())
+    return f"Levels not compared: {told}." if told else ""
+
+
+def later_note(report: Report) -> str:
+    """Returns a sentence on the batches of later training steps, or ""."""
+    later = report.later_batches
+    return f"Training steps after the first are on {later}." if later else ""
+
+
+def left_out_note(report: Report) -> str:
+    """Returns a sentence that names the activations that could not be compared, or ""."""
+    if not report.left_out:
+        return ""
+    names = (group.name for group in fold(dict.fromkeys(report.left_out)))
+    return (
+        "Not compared, since the reference does not show them as the model computes them: "
+        f"{', '.join(names)}. A mistake there shows only in what follows from it."
+    )
 
 
 def unjudged_note(report: Report) -> str:
@@ -84,8 +120,9 @@ def empty_note(report: Report) -> str:
 
 def unclear_note(report: Report) -> str:
     """Returns sentences on the rows in which a mistake worth knowing may hide, or ""."""
-    wide = [row for row in report.unclear if row.highest_threshold > row.useful]
-    few = [row for row in report.unclear if row.compared < LEAST_COMPARED]
+    arrays = [row for row in report.unclear if not isinstance(row, TextResult)]
+    wide = [row for row in arrays if row.highest_threshold > row.useful]
+    few = [row for row in arrays if row.compared < LEAST_COMPARED]
     found = _suspect_note(report), _wide_note(wide), _few_note(few), _direction_note(report)
     return " ".join(filter(None, found))
 
@@ -123,6 +160,17 @@ def _few_note(few: Sequence[Judged]) -> str:
     return (
         f"In {counted(few)} less than {LEAST_COMPARED:.0%} of the elements could be compared: the "
         f"others are noise."
+    )
+
+
+def texts_note(report: Report) -> str:
+    """Returns a sentence on the texts of which the rest is unknown, or ""."""
+    texts = [row for row in report.unclear if isinstance(row, TextResult)]
+    if not texts:
+        return ""
+    return (
+        f"In {counted(texts)} the generated texts diverge where rounding decides between tokens or "
+        "beams; of what follows nothing can be told."
     )
 
 

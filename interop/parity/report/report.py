@@ -72,10 +72,14 @@ class Report:
     buckets: tuple[Bucket, ...] = ()
     flips: tuple[RouterFlips, ...] = ()
     unjudged: tuple[str, ...] = ()  # levels that could not be compared, because sizes differ
+    # The other levels, with the reason why they were not compared.
+    not_compared: dict[str, str] = dataclasses.field(default_factory=dict)
+    left_out: tuple[str, ...] = ()  # activations, or calls, that could not be compared
     batch_size: int
     length: int  # of each row, padding included
     tokens: int  # the number compared, without padding
     inputs: str = "given inputs"  # what was compared on, in words
+    later_batches: str = ""  # what training was compared on after the first step, in words
     notes: tuple[str, ...] = ()  # sentences on what was compared
     headlines: tuple[str, str] = ("Parity holds", "Parity is broken")
     date: str = ""  # when, in UTC

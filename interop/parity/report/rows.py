@@ -129,13 +129,21 @@ class LossResult(Judged):
 
 @dataclasses.dataclass(frozen=True)
 class TextResult(Exact):
-    """The tokens that both sides generate from one prompt."""
+    """The tokens that both sides generate from one prompt.
+
+    Where rounding decides between two tokens, the texts may diverge. What follows is then judged by
+    the reference: whether it would have chosen our tokens after our text. Where that is unknown,
+    nothing can be told beyond the tie.
+    """
+
+    useful = 0.0
 
     path: str  # as in `generate.beams`
     prompt_tokens: int  # length of the prompt
     ours: tuple[int, ...]
     theirs: tuple[int, ...]
     is_tie: bool = False  # whether the two diverge where rounding noise decides
+    is_confirmed: bool = False  # whether the reference would have continued our text as we did
     hint: str | None = None
 
     @property
@@ -144,6 +152,16 @@ class TextResult(Exact):
         differing = sum(a != b for a, b in zip(self.ours, self.theirs, strict=False))
         differing += abs(len(self.ours) - len(self.theirs))
         return 0.0 if self.is_tie else float(differing)
+
+    @property
+    def highest_threshold(self) -> float:
+        """Infinity if what follows a tie is unknown."""
+        return math.inf if self.is_tie and not self.is_confirmed else 0.0
+
+    @property
+    def reason(self) -> str:
+        """Why the row cannot tell a mistake from rounding, or ""."""
+        return "what follows the tie is not known" if self.highest_threshold else ""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,7 +11,7 @@ from tokenizers import Tokenizer, models
 
 from jaxllm.errors import MissingPackageError, UserError
 from jaxllm.interop import CheckpointError, load_pretrained, parity
-from jaxllm.interop.parity.alignment.prompt import text_tokens
+from jaxllm.interop.parity.alignment.prompt import text_ids
 from jaxllm.interop.parity.golden import record_checkpoint
 from jaxllm.interop.parity.numerics.precision import PRECISIONS
 from jaxllm.interop.parity.render import html
@@ -106,7 +106,7 @@ def test_english_text_is_the_default_where_there_is_a_tokenizer(folder):
 def test_text_is_tokenized_by_the_tokenizer_in_the_folder(folder):
     words = {"a": 5, "b": 6, "c": 95}
     Tokenizer(models.WordLevel(words, unk_token="c")).save(str(folder / "tokenizer.json"))
-    assert text_tokens("a", folder, 96, 4).tolist() == [[5, 5, 5, 5]]
+    assert text_ids("a", folder, 96).tolist() == [5]
     report = check_checkpoint(folder, text="a", levels=("logits",))
     assert report.batch_size == 1
     assert report.length == 320

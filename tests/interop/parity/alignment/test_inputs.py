@@ -10,6 +10,7 @@ import pytest
 from tiny import random_model
 
 from jaxllm.interop.parity.alignment.inputs import Inputs, draw, is_at_end, sequences_of
+from jaxllm.interop.parity.alignment.prompt import FurtherText
 
 MODEL = random_model()
 
@@ -64,6 +65,16 @@ def test_redrawn_inputs_have_other_tokens_and_the_same_padding():
     chex.assert_equal_shape([other.target, inputs.target])
     assert not np.array_equal(other.target, inputs.target)
     np.testing.assert_array_equal(other.target_mask, inputs.target_mask)
+
+
+def test_redrawn_inputs_are_further_text_where_there_is_one():
+    def later(name, shape, number):
+        return np.full(shape, 10 * number + len(name))
+
+    inputs = dataclasses.replace(drawn(), further=FurtherText("text", later))
+    assert set(inputs.shortened(20).redrawn(MODEL, 3).target.ravel()) == {36}
+    assert inputs.arrays.keys() == {"target", "target_mask"}
+    assert inputs.digest == drawn().digest
 
 
 def test_the_padding_token_is_replaced():

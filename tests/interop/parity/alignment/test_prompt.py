@@ -13,17 +13,18 @@ from jaxllm.interop.parity.alignment.prompt import (
     random_tokens,
     random_vectors,
     read_arrays,
-    text_tokens,
+    text_ids,
     tokenizer_of,
+    windows,
 )
 
 
 def test_text_without_tokenizer_is_bytes(tmp_path):
-    assert text_tokens("aé", tmp_path, 256, 5).tolist() == [[97, 195, 169, 97, 195]]
+    assert text_ids("aé", tmp_path, 256).tolist() == [97, 195, 169]
     with pytest.raises(CheckpointError, match="vocabulary of 255 tokens is not that"):
-        text_tokens("a", tmp_path, 255, 5)
+        text_ids("a", tmp_path, 255)
     with pytest.raises(ValueError, match="no tokens"):
-        text_tokens("", tmp_path, 256, 5)
+        text_ids("", tmp_path, 256)
 
 
 def test_random_tokens_include_rare_frequent_and_repeated_ones():
@@ -80,6 +81,20 @@ def test_english_text_has_rare_repeated_and_special_tokens(words):
     again = english_tokens(tokenizer_of(words), 50_000, 2, 360, seed=0)
     np.testing.assert_array_equal(again, tokens_BT)
     assert not np.array_equal(tokens_BT, english_tokens(tokenizer_of(words), 50_000, 2, 360, 1))
+
+
+def test_windows_follow_each_other_and_a_short_text_repeats():
+    assert [windows(np.arange(9), 4, n).tolist() for n in range(3)] == [
+        *([0, 1, 2, 3], [4, 5, 6, 7], [8, 0, 1, 2]),
+    ]
+
+
+def test_later_english_text_follows_the_first(words):
+    whole_T, first_T, second_T = (
+        english_tokens(tokenizer_of(words), 50_000, 1, length, 0, number)[0]
+        for length, number in ((720, 0), (360, 0), (360, 1))
+    )
+    np.testing.assert_array_equal(np.concatenate([first_T, second_T]), whole_T)
 
 
 def test_tokens_beyond_the_vocabulary_are_left_out(words):

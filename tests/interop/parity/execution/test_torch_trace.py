@@ -28,27 +28,27 @@ def test_modules_and_attention_are_recorded_in_execution_order(llama, inputs):
     assert next(iter(outputs)) == "model.embed_tokens"
     assert list(outputs)[-1] == LOGITS
     weight = llama.model.embed_tokens.weight.detach().numpy()
-    np.testing.assert_array_equal(outputs["model.embed_tokens"][0], weight[inputs.target])
-    np.testing.assert_allclose(outputs[f"{ATTENTION}@probs"][0].sum(-1), 1, rtol=1e-5)
+    np.testing.assert_array_equal(outputs["model.embed_tokens"], weight[inputs.target])
+    np.testing.assert_allclose(outputs[f"{ATTENTION}@probs"].sum(-1), 1, rtol=1e-5)
     head = llama.lm_head.weight.detach().numpy()
     np.testing.assert_allclose(
-        outputs[LOGITS][0], outputs["model.norm"][0] @ head.T, rtol=1e-4, atol=1e-5
+        outputs[LOGITS], outputs["model.norm"] @ head.T, rtol=1e-4, atol=1e-5
     )
 
 
 def test_given_outputs_replace_the_activations_own(llama, inputs):
     plain = trace_reference(llama, inputs, NAMES)
-    given = {"model.norm": [np.zeros_like(plain["model.norm"][0])]}
+    given = {"model.norm": np.zeros_like(plain["model.norm"])}
     forced = trace_reference(llama, inputs, NAMES, given)
-    assert not forced[LOGITS][0].any()
-    np.testing.assert_array_equal(forced["model.norm"][0], plain["model.norm"][0])
+    assert not forced[LOGITS].any()
+    np.testing.assert_array_equal(forced["model.norm"], plain["model.norm"])
 
 
 def test_only_what_is_named_is_recorded_and_replaced(llama, inputs):
     # Not queries, keys and values: the error of attention alone is that of all it computes.
     assert list(trace_reference(llama, inputs, [ATTENTION])) == [ATTENTION, LOGITS]
-    given = {f"{ATTENTION}@mixed": [np.zeros((1, 12, 1, 1), np.float32)]}
-    assert trace_reference(llama, inputs, [ATTENTION], given)[ATTENTION][0].any()
+    given = {f"{ATTENTION}@mixed": np.zeros((1, 12, 1, 1), np.float32)}
+    assert trace_reference(llama, inputs, [ATTENTION], given)[ATTENTION].any()
 
 
 def test_a_prepared_reference_is_restored(llama):

@@ -33,6 +33,49 @@ def test_a_token_that_differs_at_a_tie_is_not_an_error():
     assert not generation.is_greedy_tie([1, 0], [1, 0], logits_NV, noise=1e-6)
 
 
+def test_after_a_tie_the_reference_judges_our_text(pair, short, monkeypatch):
+    """The reference is told that another token was as good; ours goes on as it would or not."""
+    llama, model = pair
+    recordings = {}
+    compare(llama, model, short, levels=("generate",), recordings=recordings)
+    [(name, theirs)] = [
+        (n, x) for n, x in recordings.items() if isinstance(x, generation.ReferenceGeneration)
+    ]
+    tied, greedy = theirs.logits_PNV.copy(), theirs.greedy[0]
+    other = int(np.argsort(tied[0, 4])[-2])
+    tied[0, 4, other] = tied[0, 4, greedy[4]]
+    recordings[name] = theirs._replace(logits_PNV=tied)
+    prompt = [*theirs.prompts[0], *greedy[:4], other]
+    rest = [int(token) for token in generate(model, [prompt], generation.NEW_TOKENS - 5)[0]]
+    wrong = [*rest[:3], (rest[3] + 1) % 96, *rest[4:]]
+    original, generated = generation.generate, [None]
+    logits = generation.ReferenceGenerator.logits
+
+    def near(generator, prompts, new):
+        found = logits(generator, prompts, new)
+        found[..., 4, other] = found[..., 4, :].max()
+        return found
+
+    def ours(*args, **options):
+        texts = original(*args, **options)
+        return [[*greedy[:4], other, *generated[0]], *texts[1:]]
+
+    monkeypatch.setattr(generation, "generate", ours)
+    monkeypatch.setattr(generation.ReferenceGenerator, "logits", near)
+    verdicts = {}
+    for what, generated[0] in (("right", rest), ("wrong", wrong)):
+        report = compare(llama, model, short, levels=("generate",), recordings=recordings)
+        [text] = [row for row in report.generate if row.path == "generate.greedy"][:1]
+        verdicts[what] = (text.is_confirmed, text.verdict)
+    assert verdicts == {"right": (True, "equal within rounding"), "wrong": (False, "differs")}
+
+
+def test_the_best_tokens_are_those_within_noise():
+    logits_NV = np.array([[0.0, 3.0, 1.0], [2.0, 1.0, 2.0 - 1e-6]])
+    assert generation.are_best([1, 2], logits_NV, noise=1e-6)
+    assert not generation.are_best([2, 2], logits_NV, noise=1e-6)
+
+
 def test_prompts_have_different_lengths(tokens):
     assert [len(prompt) for prompt in generation.prompts_of(Inputs.of(tokens))] == [1, 9, 34, 97]
     assert [len(prompt) for prompt in generation.prompts_of(Inputs.of(tokens[:1, :20]))] == [

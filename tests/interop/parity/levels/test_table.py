@@ -18,6 +18,7 @@ from jaxllm.interop.parity.levels.table import (
     from_causes_to_effects,
     levels_of,
     levels_without_computation,
+    not_compared,
     select_levels,
     stages_of,
 )
@@ -167,6 +168,30 @@ def test_levels_that_share_a_stage_run_it_once():
 def test_a_decoder_has_all_levels():
     assert levels_of(random_model()) == tuple(LEVELS)
     assert LEVELS["curve"].by_default is False
+
+
+def test_levels_that_are_not_compared_have_a_reason():
+    others = not_compared(random_model(), ("weights", "config", "sums"), is_default=True)
+    assert others.pop("curve").startswith("not asked for, since it takes as long as")
+    assert set(others.values()) == {"not asked for"}
+    narrow = random_model({"numerics.dtype": "bfloat16"})
+    others = not_compared(narrow, levels_of(narrow), is_default=True)
+    assert others == dict.fromkeys(
+        ("gradients", "step", "curve", "generate"), "compared in float32 alone"
+    )
+    assert not not_compared(random_model(), tuple(LEVELS), is_default=False)
+
+
+def test_a_report_names_the_levels_that_it_lacks(pair, folder, short, tmp_path):
+    report = compare(*pair, short, levels=("weights", "sums"))
+    assert set(report.not_compared) == set(LEVELS) - {"weights", "sums"}
+    assert "Levels not compared: config, logits," in " ".join(shown(report).split())
+    record_checkpoint(folder, tmp_path / "pack", levels=("config", "sums"))
+    report = check_pack(tmp_path / "pack", folder, levels=("sums",))
+    assert report.not_compared["config"] == "not asked for"
+    assert report.not_compared["weights"] == "not recorded"
+    report = check_checkpoint(folder, levels=("sums",), dtype="bfloat16")
+    assert report.not_compared["step"] == "compared in float32 alone"
 
 
 def test_unknown_levels_are_rejected():

@@ -6,12 +6,16 @@ import optax
 import pytest
 from hf_cases import CASES, tokens_of
 from mutants.training import adamw
+from tokenizers import Tokenizer, models, pre_tokenizers
 
 from jaxllm.interop import load_pretrained
 from jaxllm.interop.parity import compare
+from jaxllm.interop.parity.checkpoint import InputOptions, open_both
 from jaxllm.interop.parity.execution import jax_train
 from jaxllm.interop.parity.execution.recipe import Recipe, TrainingRecord
-from jaxllm.interop.parity.levels.training import ELEMENTS, sampled
+from jaxllm.interop.parity.levels.sides import Comparison
+from jaxllm.interop.parity.levels.training import ELEMENTS, sampled, training_setup
+from jaxllm.interop.parity.render.sentences import notes
 from jaxllm.train.optimizers.config import OptimizerConfig
 from jaxllm.train.optimizers.optimizer import make_optimizer
 
@@ -43,6 +47,32 @@ def test_a_gradient_of_pure_noise_is_measured_relative_to_all_gradients(tmp_path
     assert report.ok, report.first_divergence
     noise = {(row.path, row.parameter) for row in report.gradients if row.relative_to == "all"}
     assert noise == {("layers.2.attn.k_proj", "bias")}
+
+
+@pytest.mark.parametrize("text", [None, "b a c a " * 300])
+def test_later_batches_are_the_text_that_follows(make_llama, tmp_path, text):
+    make_llama(num_hidden_layers=1).save_pretrained(tmp_path)
+    words = {"a": 5, "the": 7, "c": 8, "?": 9}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="?"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    reference, model = open_both(tmp_path)
+    given = InputOptions(text=text, batch_size=1).inputs(tmp_path, reference, model)
+    sides = {"reference": reference, "model": model, "inputs": given, "levels": ("curve",)}
+    setup = training_setup(Comparison(recipe=Recipe(steps=4), **sides))
+    batches = [batch.target for batch in setup.batches]
+    assert np.isin(np.concatenate(batches), list(words.values())).all()
+    assert len({batch.tobytes() for batch in batches}) == (4 if text is None else 1)
+    name = "the same English text" if text is None else "the given text"
+    assert setup.later == f"successive windows of {name}"
+    one = training_setup(Comparison(recipe=Recipe(steps=1), **sides))
+    assert one.later == ""
+
+
+def test_a_report_says_what_later_batches_are(pair, short):
+    report = compare(*pair, short, levels=("curve",), recipe=Recipe(steps=2))
+    assert report.later_batches == "random tokens"
+    assert any("after the first are on random tokens" in note for note in notes(report))
 
 
 @pytest.mark.exhaustive

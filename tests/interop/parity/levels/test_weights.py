@@ -1,13 +1,20 @@
 """Weights level: every tensor is compared bit by bit."""
 
 import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
 import torch
 from broken_models import changed
 
 from jaxllm.interop.parity import compare
+from jaxllm.interop.parity.checkpoint import open_both
 from jaxllm.interop.parity.levels.sides import Comparison, JaxSide
-from jaxllm.interop.parity.levels.weights import check_weights, differing_bits, record_weights
+from jaxllm.interop.parity.levels.weights import (
+    check_weights,
+    differing_bits,
+    digest,
+    record_weights,
+)
 
 
 def test_a_single_flipped_bit_is_found(pair, short):
@@ -67,6 +74,34 @@ def test_differing_bits_are_counted():
     theirs[0] = np.nextafter(np.float32(1), np.float32(2))
     assert differing_bits(ours, theirs) == 2
     assert differing_bits(ours[:2], theirs) == 96
+
+
+def test_arrays_of_two_dtypes_differ_whatever_a_cast_would_give():
+    ours = np.array([1.0, 1 + 2.0**-20], np.float32)
+    for narrow in (np.float16, ml_dtypes.bfloat16, np.float64):
+        theirs = ours.astype(narrow)
+        assert differing_bits(ours, theirs) == 8 * max(ours.nbytes, theirs.nbytes)
+        assert differing_bits(theirs, ours) > 0
+        assert digest(ours) != digest(theirs)
+        assert differing_bits(theirs, theirs.copy()) == 0
+    assert differing_bits(np.arange(3, dtype=np.int32), np.arange(3)) == 0
+    assert differing_bits(np.arange(3, dtype=np.int32), np.arange(1, 4)) > 0
+    assert digest(np.arange(3, dtype=np.int32)) == digest(np.arange(3))
+
+
+def test_bits_of_narrow_tensors_are_compared_as_they_are(make_llama, tmp_path, short):
+    make_llama(num_hidden_layers=2).save_pretrained(tmp_path)
+    reference, model = open_both(tmp_path, dtype="bfloat16")
+    report = compare(reference, model, short, levels=("weights",))
+    assert report.ok, report.first_divergence
+    assert {row.num_bits % 16 for row in report.weights} == {0}
+    sizes = {(row.path, row.parameter): row.num_bits for row in report.weights}
+    assert sizes["final_norm", "scale"] == 16 * 32
+    reference.model.norm.weight.data = reference.model.norm.weight.data.float()
+    report = compare(reference, model, short, levels=("weights",))
+    [wrong] = [row for row in report.weights if not row.ok]
+    assert (wrong.path, wrong.measured) == ("final_norm", 32 * 32)
+    assert wrong.remark == "float32 in the reference, bfloat16 in the model"
 
 
 def test_recorded_digests_detect_a_changed_weight(pair):

@@ -91,15 +91,23 @@ def test_generation_counts_equal_tokens():
         [
             TextResult("generate.greedy", 5, (1, 2, 3), (1, 2, 4)),
             TextResult("generate.beams", 5, (1, 2), (1, 3), is_tie=True),
+            TextResult("generate.greedy", 9, (1, 2), (1, 3), is_tie=True, is_confirmed=True),
             ScoresResult("generate.filtered", Error(1e-7, 1e-7, 1e-6), unexplained=2),
         ]
     )
     assert [row.cells for row in table.rows] == [
         ("greedy", "prompt of 5 tokens", "2 of 3 tokens equal"),
-        ("beams", "prompt of 5 tokens", "1 of 2 tokens equal; the two diverge at a tie"),
+        (
+            *("beams", "prompt of 5 tokens"),
+            "1 of 2 tokens equal; the two diverge at a tie, the rest is unknown",
+        ),
+        (
+            *("greedy", "prompt of 9 tokens"),
+            "1 of 2 tokens equal; the two diverge at a tie, the reference agrees with the rest",
+        ),
         (
             *("filtered", "logits of every token"),
             "relative L2 1.0e-07, threshold 1.0e-06; 2 tokens kept by one side alone",
         ),
     ]
-    assert [row.ok for row in table.rows] == [False, True, False]
+    assert [row.ok for row in table.rows] == [False, True, True, False]

@@ -13,9 +13,12 @@ from jaxllm.interop.parity.render.sentences import (
     flips_note,
     headline,
     hint,
+    later_note,
+    left_out_note,
     name,
     notes,
     number,
+    texts_note,
     unclear_note,
     unjudged_note,
     worst_row,
@@ -178,3 +181,22 @@ def test_routers_that_select_other_experts_are_named():
     assert "7 of 64 tokens" in note
     assert "layers.0.mlp.router for 3 tokens" in note
     assert flips_note(make_report()) == ""
+
+
+def test_texts_that_diverge_at_a_tie_are_told():
+    tie = TextResult("generate.beams", 4, (1, 2), (1, 5), is_tie=True)
+    report = with_rows(make_report(), generate=(tie,))
+    assert "In 1 row the generated texts diverge" in texts_note(report)
+    assert texts_note(report) in notes(report)
+    assert "rounding alone may cause" not in " ".join(notes(report))
+    assert headline(report) == "Parity holds; 1 row cannot tell"
+    assert texts_note(make_report()) == ""
+
+
+def test_later_batches_and_what_is_left_out_are_told():
+    left_out = ("layers.0.attn.q", "layers.1.attn.q", "call 2: block")
+    report = dataclasses.replace(make_report(), later_batches="random tokens", left_out=left_out)
+    assert "layers.{0..1}.attn.q, call 2: block." in left_out_note(report)
+    assert later_note(report) == "Training steps after the first are on random tokens."
+    assert {left_out_note(report), later_note(report)} <= set(notes(report))
+    assert (left_out_note(make_report()), later_note(make_report())) == ("", "")

@@ -1,5 +1,6 @@
 """Rows: errors, thresholds and verdicts."""
 
+import dataclasses
 import math
 
 import pytest
@@ -57,6 +58,13 @@ def test_rows_beyond_their_thresholds_fail(row, measured):
 def test_rows_within_their_thresholds_pass(row):
     assert row.ok
     assert row.ratio <= 1
+
+
+def test_texts_after_a_tie_cannot_tell_unless_the_reference_judged_them():
+    tie = TextResult("generate.beams", 4, (1, 2), (1, 5), is_tie=True)
+    assert tie.verdict == "cannot tell"
+    assert dataclasses.replace(tie, is_confirmed=True).verdict == "equal within rounding"
+    assert TextResult("generate.greedy", 4, (1, 2), (1, 2)).verdict == "equal within rounding"
 
 
 def test_nan_fails():

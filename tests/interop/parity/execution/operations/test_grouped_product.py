@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from jaxllm.interop.parity.execution.float64 import in_float64
-from jaxllm.interop.parity.execution.grouped_product import grouped_product
+from jaxllm.interop.parity.execution.operations.grouped_product import grouped_product
 
 OFFS = torch.tensor([5, 5, 16], dtype=torch.int32)  # the second group is empty
 
