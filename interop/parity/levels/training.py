@@ -33,6 +33,9 @@ from .training_errors import RunErrors, Truth, errors_of, truth_of
 # Length that rows are cut to for training. Mistakes in later positions show in activations.
 TOKENS = 160
 
+# Length of later batches' rows. They show how steps follow each other, and are most of the time.
+LATER_TOKENS = 32
+
 PERTURBATION_SEEDS = (0, 1)  # seeds of training runs from perturbed weights
 ELEMENTS = 1024  # kept in a pack of each gradient, moment and update
 
@@ -154,13 +157,13 @@ class TrainingSetup(NamedTuple):
 
 
 def training_setup(comparison: Comparison) -> TrainingSetup:
-    """Draws batches like the inputs, of which the first is the beginning; one per step."""
+    """Draws a batch per step like the inputs: the first is their beginning, later ones shorter."""
     reference, model = comparison.reference, comparison.model
     inputs = comparison.inputs.shortened(TOKENS)
     steps = comparison.recipe.steps if "curve" in comparison.levels else 1
     # PyTorch drops the gradient of the padding token in embedding lookups.
     unused = adapter_of(reference).padding_token(reference)
-    later = (inputs.redrawn(model, seed) for seed in range(1, steps))
+    later = (inputs.redrawn(model, seed).shortened(LATER_TOKENS) for seed in range(1, steps))
     batches = [batch.replace_token(unused, model) for batch in (inputs, *later)]
     names = our_names(comparison.rules)
     constant = {ours for name, _ in reference.named_buffers() for ours in names.get(name, ())}

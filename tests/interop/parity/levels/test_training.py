@@ -14,7 +14,13 @@ from jaxllm.interop.parity.checkpoint import InputOptions, open_both
 from jaxllm.interop.parity.execution import jax_train
 from jaxllm.interop.parity.execution.recipe import Recipe, TrainingRecord
 from jaxllm.interop.parity.levels.sides import Comparison
-from jaxllm.interop.parity.levels.training import ELEMENTS, sampled, training_setup
+from jaxllm.interop.parity.levels.training import (
+    ELEMENTS,
+    LATER_TOKENS,
+    TOKENS,
+    sampled,
+    training_setup,
+)
 from jaxllm.interop.parity.render.sentences import notes
 from jaxllm.train.optimizers.config import OptimizerConfig
 from jaxllm.train.optimizers.optimizer import make_optimizer
@@ -60,7 +66,9 @@ def test_later_batches_are_the_text_that_follows(make_llama, tmp_path, text):
     given = InputOptions(text=text, batch_size=1).inputs(tmp_path, reference, model)
     sides = {"reference": reference, "model": model, "inputs": given, "levels": ("curve",)}
     setup = training_setup(Comparison(recipe=Recipe(steps=4), **sides))
-    batches = [batch.target for batch in setup.batches]
+    first, *later = (batch.target for batch in setup.batches)
+    assert [batch.shape[1] for batch in (first, *later)] == [TOKENS, *[LATER_TOKENS] * 3]
+    batches = [first[:, :LATER_TOKENS], *later]
     assert np.isin(np.concatenate(batches), list(words.values())).all()
     assert len({batch.tobytes() for batch in batches}) == (4 if text is None else 1)
     name = "the same English text" if text is None else "the given text"
