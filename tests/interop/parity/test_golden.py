@@ -19,7 +19,8 @@ from jaxllm.interop.parity.execution.simulated_rounding import DRAWS
 from jaxllm.interop.parity.golden import check_pack, record_checkpoint
 from jaxllm.interop.parity.recording.pack import read_pack, write_pack
 from jaxllm.interop.parity.render import html
-from jaxllm.interop.parity.render.sentences import compared, hint, notes
+from jaxllm.interop.parity.render.sentences import compared, hint, notes, unclear_note
+from jaxllm.numerics import judgement
 from jaxllm.train import make_mesh
 
 LENGTH = 300
@@ -164,6 +165,18 @@ def test_the_effect_of_a_damaged_weight_is_found_in_a_sample(pack, whole, copy):
         assert report.first_divergence.path == "layers.1.attn.v_proj"
     report = check_pack(pack, copy, levels=("gradients",))
     assert not report.verdicts["gradients"]
+
+
+def test_what_the_draws_of_a_pack_cannot_decide_is_said(pack, copy, monkeypatch):
+    change_tensor(copy, "model.layers.0.mlp.up_proj.weight", lambda x: x * np.float32(1 + 2**-15))
+    assert not check_pack(pack, copy, levels=["layers"]).ok
+    monkeypatch.setattr(judgement, "fiducial_factor", lambda *given: 1e6)
+    report = check_pack(pack, copy, levels=["layers"])
+    suspects = [row for row in report.taps if row.is_suspect]
+    assert {row.verdict for row in suspects} == {"cannot tell"}
+    assert report.ok
+    assert "more draws" in unclear_note(report)
+    assert not check_pack(pack, copy, levels=["weights", "layers"]).ok
 
 
 def test_a_pack_with_old_config_field_names_passes(pack, llama, tmp_path):
