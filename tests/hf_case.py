@@ -34,11 +34,12 @@ class Case:
     model_class: str = ""  # by default the prefix and "ForCausalLM"
     written_as: str = ""  # the model_type on export, if it is a more general one
     without: tuple[str, ...] = ()  # names in `SIZES` that the config class does not have
+    config_class: str = ""  # by default the prefix and "Config"
 
     def build(self) -> torch.nn.Module:
         """Builds the model with random numbers in every tensor; no norm scale is 1."""
         sizes = {name: size for name, size in SIZES.items() if name not in self.without}
-        config = getattr(transformers, f"{self.prefix}Config")(
+        config = getattr(transformers, self.config_class or f"{self.prefix}Config")(
             **{**sizes, **self.changes, "attn_implementation": "eager"}
         )
         model = getattr(transformers, self.model_class or f"{self.prefix}ForCausalLM")(config)

@@ -3,6 +3,7 @@
 from .attention import (
     AttentionConfig,
     AttentionKernel,
+    DeltaConfig,
     LatentConfig,
     QKNorm,
     TemperatureConfig,

@@ -76,6 +76,12 @@ def check_draft(
         check_prompts(draft, prompts, max_new_tokens)
     except UserError as error:
         raise UserError(f"the draft cannot follow: {error}") from error
+    for one, name in ((model, "model"), (draft, "draft")):
+        if isinstance(one, Decoder) and one.config.attention.delta is not None:
+            raise UserError(
+                f"the {name} has layers of gated DeltaNet, whose state cannot take back tokens that "
+                "are not accepted: generate without a draft"
+            )
     longest = max(map(len, prompts)) + max_new_tokens
     for one in (model, draft):
         _check_frequencies(one, longest)
