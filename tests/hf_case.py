@@ -35,6 +35,7 @@ class Case:
     written_as: str = ""  # the model_type on export, if it is a more general one
     without: tuple[str, ...] = ()  # names in `SIZES` that the config class does not have
     config_class: str = ""  # by default the prefix and "Config"
+    in_float64: bool = False  # whether logits are compared with transformers' in float64
 
     def build(self) -> torch.nn.Module:
         """Builds the model with random numbers in every tensor; no norm scale is 1."""
