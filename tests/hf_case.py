@@ -85,6 +85,12 @@ DEEPSEEK_YARN = rope(
     "yarn", factor=8.0, original_max_position_embeddings=64, mscale=1.0, mscale_all_dim=0.7
 )
 
+# Gated DeltaNet, whose sizes are all different.
+DELTA = {
+    **{"linear_num_value_heads": 6, "linear_num_key_heads": 3},
+    **{"linear_key_head_dim": 8, "linear_value_head_dim": 10, "linear_conv_kernel_dim": 4},
+}
+
 
 def longrope(original: int, pairs: int, **parameters: Any) -> dict[str, Any]:
     """Returns LongRoPE parameters with random factors, which differ for long sequences.

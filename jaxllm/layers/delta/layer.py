@@ -103,8 +103,12 @@ class GatedDeltaNet(nnx.Module):
         out_BTNH, state_BNHW = delta_rule(tokens, before.state_BNHW)
         (out_BTNH,) = apply_hook(self, mixed=out_BTNH.astype(x_BTD.dtype))
         after = None if cache is None else before.after((*channels,), state_BNHW, positions_BT)
-        out_BTNH = self.norm(out_BTNH) * jax.nn.silu(gate_BTNH.astype(jnp.float32))
-        return self.o_proj(constrain(out_BTNH.astype(x_BTD.dtype), "BTNH")), after
+        return self.o_proj(constrain(self.gated(out_BTNH, gate_BTNH), "BTNH")), after
+
+    def gated(self, out_BTNH: Array, gate_BTNH: Array) -> Array:
+        """Returns what was read from the state, normalized, times the gate: BTNH."""
+        gate_BTNH = jax.nn.silu(gate_BTNH.astype(jnp.float32))
+        return (self.norm(out_BTNH) * gate_BTNH).astype(out_BTNH.dtype)
 
     def decay(self, x_BTN: Array) -> Array:
         """Returns the logarithm of what the state keeps, BTN, in float32."""

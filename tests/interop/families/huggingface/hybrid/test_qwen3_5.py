@@ -1,9 +1,7 @@
 """Qwen3.5's text model: logits equal those of transformers; weights and config round-trip."""
 
 from decoder_family import DecoderFamily
-from hf_case import Case
-
-from .test_qwen3_next import DELTA
+from hf_case import DELTA, Case
 
 CASES = {
     "qwen3_5_text": Case(

@@ -5,16 +5,11 @@ import shutil
 import pytest
 import torch
 from decoder_family import DecoderFamily
-from hf_case import Case, stored
+from hf_case import DELTA, Case, stored
 from safetensors.torch import load_file, save_file
 
 from jaxllm.interop import CheckpointError, load_pretrained, save_pretrained
 
-# Sizes of gated DeltaNet that are all different.
-DELTA = {
-    **{"linear_num_value_heads": 6, "linear_num_key_heads": 3},
-    **{"linear_key_head_dim": 8, "linear_value_head_dim": 10, "linear_conv_kernel_dim": 4},
-}
 EXPERTS = {
     **{"num_experts": 5, "num_experts_per_tok": 2, "moe_intermediate_size": 40},
     "shared_expert_intermediate_size": 24,
