@@ -34,6 +34,13 @@ CASES = {
         },
         without=("head_dim",),
     ),
+    # Without experts it is a DeepSeek-V2 as well.
+    "deepseek_v3/dense": Case(
+        "DeepseekV3",
+        {**DEEPSEEK, "first_k_dense_replace": 5},
+        without=("head_dim",),
+        written_as="deepseek_v2",
+    ),
 }
 
 
