@@ -57,6 +57,7 @@ __all__ = [
     "ClampConfig",
     "Config",
     "DecoderConfig",
+    "DeltaConfig",
     "Dtype",
     "EncoderDecoderConfig",
     "ExpertsConfig",

@@ -76,16 +76,21 @@ def check_draft(
         check_prompts(draft, prompts, max_new_tokens)
     except UserError as error:
         raise UserError(f"the draft cannot follow: {error}") from error
-    for one, name in ((model, "model"), (draft, "draft")):
-        if isinstance(one, Decoder) and one.config.attention.delta is not None:
-            raise UserError(
-                f"the {name} has layers of gated DeltaNet, whose state cannot take back tokens that "
-                "are not accepted: generate without a draft"
-            )
+    _check_caches(model, draft)
     longest = max(map(len, prompts)) + max_new_tokens
     for one in (model, draft):
         _check_frequencies(one, longest)
     return draft
+
+
+def _check_caches(model: TokenModel, draft: TokenModel) -> None:
+    """Raises UserError if tokens that are not accepted cannot be taken back."""
+    for one, name in ((model, "model"), (draft, "draft")):
+        if isinstance(one, Decoder) and one.config.attention.delta is not None:
+            raise UserError(
+                f"the {name} has layers of gated DeltaNet, whose state cannot take back tokens "
+                "that are not accepted: generate without a draft"
+            )
 
 
 def _check_frequencies(model: TokenModel, longest: int) -> None:

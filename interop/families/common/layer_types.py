@@ -74,7 +74,7 @@ def write_qwen_windows(config: DecoderConfig) -> Json:
 
 def write_layer_types(config: DecoderConfig) -> list[str]:
     """Returns the field `layer_types`."""
-    names = {attention: name for name, attention in ATTENTION.items()}
+    names: dict[str, str] = {attention: name for name, attention in ATTENTION.items()}
     return [names[kind.attention] for kind in config.kinds]
 
 

@@ -1,5 +1,6 @@
 """The recurrent cache of a gated DeltaNet: its state, and the last tokens of its convolutions."""
 
+from collections.abc import Sequence
 from typing import NamedTuple, Self
 
 import jax
@@ -35,11 +36,9 @@ class DeltaCache(NamedTuple):
         values = (batch_size, delta.conv_size - 1, delta.num_heads, delta.value_dim)
         state = (batch_size, delta.num_heads, delta.key_dim, delta.value_dim)
         dtype = config.numerics.dtype
-        return cls(
-            jnp.zeros(state, jnp.float32),
-            *(jnp.zeros(shape, dtype) for shape in (keys, keys, values)),
-            jnp.zeros(batch_size, jnp.int32),
-        )
+        q_BCKH, k_BCKH, v_BCNH = (jnp.zeros(shape, dtype) for shape in (keys, keys, values))
+        state_BNHW, next_B = jnp.zeros(state, jnp.float32), jnp.zeros(batch_size, jnp.int32)
+        return cls(state_BNHW, q_BCKH, k_BCKH, v_BCNH, next_B)
 
     def cleared(self) -> Self:
         """Returns the cache of no tokens, of this size."""
@@ -58,9 +57,7 @@ class DeltaCache(NamedTuple):
         is_next_B = (jnp.where(is_token_BT, positions_BT, -1) == expected_BT).all(axis=1)
         return jnp.where(is_next_B[:, None, None, None], self.state_BNHW, jnp.nan)
 
-    def after(
-        self, channels: tuple[Array, Array, Array], state_BNHW: Array, positions_BT: Array
-    ) -> Self:
+    def after(self, channels: Sequence[Array], state_BNHW: Array, positions_BT: Array) -> Self:
         """Returns the cache after further tokens.
 
         Args:
@@ -69,8 +66,10 @@ class DeltaCache(NamedTuple):
             positions_BT: their positions; -1 is padding.
         """
         count_B = (positions_BT >= 0).sum(axis=1)
-        last = (_last(x, new, count_B) for x, new in zip(self.before, channels, strict=True))
-        return type(self)(constrain(state_BNHW, "BNHW"), *last, self.next_B + count_B)
+        pairs = zip(self.before, channels, strict=True)
+        q_BCKH, k_BCKH, v_BCNH = (_last(before, new, count_B) for before, new in pairs)
+        state_BNHW = constrain(state_BNHW, "BNHW")
+        return type(self)(state_BNHW, q_BCKH, k_BCKH, v_BCNH, self.next_B + count_B)
 
 
 def _last(before_BCKH: Array, x_BTKH: Array, count_B: Array) -> Array:

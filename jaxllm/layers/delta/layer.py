@@ -41,7 +41,8 @@ class GatedDeltaNet(nnx.Module):
 
     def __init__(self, config: StackConfig, kind: LayerKind, *, rngs: nnx.Rngs):
         delta = config.attention.delta
-        assert delta is not None and kind.attention == "delta", "checked by the caller"
+        assert delta is not None, "checked by the config"
+        assert kind.attention == "delta", "checked by the caller"
         D, N, K = config.embed_dim, delta.num_heads, delta.num_key_heads
         keys, values = (K, delta.key_dim), (N, delta.value_dim)
         linear = partial(Linear, config=config, rngs=rngs)
@@ -102,7 +103,7 @@ class GatedDeltaNet(nnx.Module):
         )
         out_BTNH, state_BNHW = delta_rule(tokens, before.state_BNHW)
         (out_BTNH,) = apply_hook(self, mixed=out_BTNH.astype(x_BTD.dtype))
-        after = None if cache is None else before.after((*channels,), state_BNHW, positions_BT)
+        after = None if cache is None else before.after(channels, state_BNHW, positions_BT)
         return self.o_proj(constrain(self.gated(out_BTNH, gate_BTNH), "BTNH")), after
 
     def gated(self, out_BTNH: Array, gate_BTNH: Array) -> Array:
@@ -123,8 +124,10 @@ class GatedDeltaNet(nnx.Module):
         """Returns the cache before these tokens; without one, that of no tokens."""
         if cache is None:
             return DeltaCache.empty(self.config, len(positions_BT))
-        given = cache.cache.cleared() if isinstance(cache, NothingWritten) else cache
+        is_new = isinstance(cache, NothingWritten)
+        given = cache.cache if isinstance(cache, NothingWritten) else cache
         assert isinstance(given, DeltaCache), "made by make_cache"
+        given = given.cleared() if is_new else given
         return given._replace(state_BNHW=given.state_before(positions_BT))
 
 

@@ -70,7 +70,9 @@ def with_rotated_part_first() -> AbstractContextManager[Any]:
 def with_growing_state() -> AbstractContextManager[Any]:
     """The sign of the decay is lost, within what does not overflow."""
     decay = GatedDeltaNet.decay
-    return mock.patch.object(GatedDeltaNet, "decay", lambda self, x: jnp.minimum(-decay(self, x), 1))
+    return mock.patch.object(
+        GatedDeltaNet, "decay", lambda self, x: jnp.minimum(-decay(self, x), 1)
+    )
 
 
 def without_decay_bias() -> AbstractContextManager[Any]:
@@ -87,7 +89,9 @@ def with_other_tokens(change: Callable[[Tokens], Tokens]) -> AbstractContextMana
 
 
 def without_beta() -> AbstractContextManager[Any]:
-    return with_other_tokens(lambda tokens: tokens._replace(beta_BTN=jnp.ones_like(tokens.beta_BTN)))
+    return with_other_tokens(
+        lambda tokens: tokens._replace(beta_BTN=jnp.ones_like(tokens.beta_BTN))
+    )
 
 
 def with_heads_in_another_order() -> AbstractContextManager[Any]:
@@ -166,12 +170,14 @@ BUGS = {
         "qwen3_next", "layers.0.attn.mixed", patch=with_state_of_its_chunk
     ),
     "convolution shifted": Bug("qwen3_next", "layers.0.attn.q", patch=with_shifted_convolution),
-    "gate of the delta rule dropped": Bug("qwen3_next", "layers.0.attn.o_proj", patch=without_output_gate),
-    "gate of attention open": Bug("qwen3_next", "layers.3.attn.o_proj", patch=open_gate_of_attention),
-    "whole heads rotated": Bug("qwen3_next", "layers.3.attn.q", {"rope.fraction": 1.0}),
-    "norms not around zero": Bug(
-        "qwen3_next", "layers.0.attn_norm", {"norms.kind": "rms_float32"}
+    "gate of the delta rule dropped": Bug(
+        "qwen3_next", "layers.0.attn.o_proj", patch=without_output_gate
     ),
+    "gate of attention open": Bug(
+        "qwen3_next", "layers.3.attn.o_proj", patch=open_gate_of_attention
+    ),
+    "whole heads rotated": Bug("qwen3_next", "layers.3.attn.q", {"rope.fraction": 1.0}),
+    "norms not around zero": Bug("qwen3_next", "layers.0.attn_norm", {"norms.kind": "rms_float32"}),
     "sinks dropped": Bug("gpt_oss", "layers.0.attn.mixed", patch=without_sinks),
     "gate not clamped": Bug(
         "gpt_oss/irregular-tied-unscaled", "layers.0.mlp", {"mlp.clamp.limit": 100.0}

@@ -6,7 +6,7 @@ The names are those of Qwen3-Next in transformers.
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
-from jaxllm.config import DecoderConfig, DeltaConfig, LayerKind
+from jaxllm.config import DecoderConfig, DeltaConfig
 from jaxllm.interop.families.common.fields import Fields, Json
 from jaxllm.interop.families.common.layer_types import read_layer_types
 from jaxllm.interop.families.common.llama_like import attention_rules
@@ -53,7 +53,7 @@ def read_attentions(fields: Fields) -> tuple[list[Literal["full", "delta"]], Del
 
 def write_attentions(config: DecoderConfig, base: Json) -> Json:
     """Writes the fields of `read_attentions`."""
-    names = {kind: name for name, kind in KINDS.items()}
+    names: dict[str, str] = {kind: name for name, kind in KINDS.items()}
     delta = config.attention.delta
     sizes = {} if delta is None else {n: getattr(delta, ours) for ours, (n, _) in SIZES.items()}
     types = [names[kind.attention] for kind in config.kinds]

@@ -1,7 +1,7 @@
 """Kimi-K2 in the Hugging Face format: a DeepSeek-V3 by another `model_type`.
 
-Moonshot AI, 2025, "Kimi K2". Its files bring code of their own, which is DeepSeek-V3's; a checkpoint
-that is written back keeps the names of both.
+Moonshot AI, 2025, "Kimi K2". Its files bring code of their own, which is DeepSeek-V3's; what is
+written back keeps the names of both.
 """
 
 from jaxllm.interop.families.common.described.part import required

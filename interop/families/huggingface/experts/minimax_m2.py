@@ -63,7 +63,10 @@ def other_experts(config: DecoderConfig) -> dict[str, bool]:
     return {
         **common,
         scores: experts.scores != "sigmoid",
-        **{f"experts.{x}={getattr(experts, x)}": getattr(experts, x) != y for x, y in OF_EXPERTS.items()},
+        **{
+            f"experts.{x}={getattr(experts, x)}": getattr(experts, x) != y
+            for x, y in OF_EXPERTS.items()
+        },
     }
 
 

@@ -31,8 +31,6 @@ READ = partial(read_experts, width="intermediate_size", balance=0.01)
 WRITE = partial(write_experts, width="intermediate_size", balance=0.01)
 
 
-
-
 def rules(config: DecoderConfig, layout: Layout) -> list[Rule]:
     """Returns the rules for every tensor but the head."""
     names = {"gate": "gate_proj", "up": "up_proj", "down": "down_proj"}

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tiers import examples
 from tiny import TINY, random_model, relative_l2
 
 from jaxllm.config import DeltaConfig, LayerKind
@@ -17,6 +18,11 @@ from jaxllm.train import make_mesh
 TOLERANCE = 1e-5  # relative L2, float32
 DELTA = DeltaConfig(num_heads=8, num_key_heads=4, key_dim=6, value_dim=10, conv_size=4)
 LAYERS = (LayerKind(attention="delta"), LayerKind())
+MESHES = {
+    "tensor": {"tensor": 4, "fsdp": 2},
+    "sequence": {"sequence": 2, "data": 2, "tensor": 2},
+    "heads that do not divide": {"tensor": 8},
+}
 T = 90  # more than a chunk
 TOKENS = np.random.default_rng(0).integers(0, TINY.vocab_size, (2, T))
 CHANGES = {"attention.delta": DELTA, "attention.gated": True, "pattern": LAYERS}
@@ -92,6 +98,7 @@ def test_packed_documents_are_as_if_alone(model):
         start += size
 
 
+@pytest.mark.exhaustive
 def test_gradients_of_packed_documents_are_the_sum_of_theirs(model):
     sizes = [31, 59]
     ids = np.repeat([[1, 2]], sizes, axis=1)
@@ -116,9 +123,9 @@ def test_gradients_of_packed_documents_are_the_sum_of_theirs(model):
         assert relative_l2(found[name], expected[name]) <= TOLERANCE, name
 
 
-@pytest.mark.parametrize("axes", [{"tensor": 2, "fsdp": 2}, {"sequence": 2, "data": 2}], ids=str)
+@pytest.mark.parametrize("axes", examples(MESHES, "tensor"))
 def test_on_a_mesh_it_computes_the_same(model, axes):
-    mesh = make_mesh(**axes)
+    mesh = make_mesh(**MESHES[axes])
     with jax.set_mesh(mesh):
         found = jax.jit(lambda model, tokens: model(tokens).logits)(model, TOKENS)
     assert relative_l2(found, logits_of(model, TOKENS)) <= TOLERANCE
@@ -134,9 +141,13 @@ def test_a_cache_is_as_small_for_any_length(model):
         assert sum(x.nbytes for x in jax.tree.leaves(own)) == 3 * (state + last + 4)
 
 
-@pytest.mark.parametrize("places", [[4, 5], [2, 3], [-1, 3]], ids=["gap", "again", "pad before"])
-def test_tokens_that_do_not_continue_a_state_give_nan(model, places):
+PLACES = {"gap": [4, 5], "again": [2, 3], "padding before": [-1, 3]}
+
+
+@pytest.mark.parametrize("given", examples(PLACES, "again"))
+def test_tokens_that_do_not_continue_a_state_give_nan(model, given):
     """Of their row alone."""
+    places = PLACES[given]
     cache = step(model, TOKENS[:, :3], jnp.arange(3)[None], model.init_cache(2, T)).cache
     both = np.array([places, [3, 4]])
     out = step(model, TOKENS[:, 3:5], both, cache)
@@ -147,6 +158,7 @@ def test_tokens_that_do_not_continue_a_state_give_nan(model, places):
     assert relative_l2(later.logits[1], logits_of(model, TOKENS)[1, 5:6]) <= TOLERANCE
 
 
+@pytest.mark.exhaustive
 def test_prompts_of_several_lengths_are_continued_as_if_alone(model):
     prompts = prompts_of((5, 17, 1))
     together = generate(model, prompts, 8)
@@ -198,7 +210,7 @@ def test_a_conversation_goes_on_from_the_state_and_begins_anew_if_it_must(model)
         assert list(found) == expected
         assert session.num_read == (len(prompt) if turn == 0 else 4)
         prompt = [*prompt, *found, *prompts_of((3,))[0]]
-    other = prompt[:-6] + [1]
+    other = [*prompt[:-6], 1]
     assert list(session.generate(other, 5)) == generate(model, [other], 5)[0]
     assert session.num_read == len(other)
 

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tiers import examples
 from tiny import relative_l2
 
 from jaxllm.layers.delta.rule import Tokens, delta_rule, invert, unit_length
@@ -42,7 +43,7 @@ def step_by_step(tokens: Tokens, state: np.ndarray) -> tuple[np.ndarray, np.ndar
     return np.stack(outs, axis=1), state
 
 
-@pytest.mark.parametrize("length", LENGTHS)
+@pytest.mark.parametrize("length", examples(LENGTHS, "many chunks"))
 @pytest.mark.parametrize("kind", ["plain", "strong decay", "alike keys"])
 def test_chunks_equal_the_recurrence(length, kind):
     flags = {"strong": kind == "strong decay", "like_keys": kind == "alike keys"}
@@ -66,6 +67,7 @@ def test_one_token_after_the_other_equals_chunks():
     assert relative_l2(state, last) <= TOLERANCE
 
 
+@pytest.mark.exhaustive
 def test_gradients_equal_those_of_the_recurrence():
     """Those of a scan over single tokens, which automatic differentiation gives."""
     tokens = tokens_of(100)
