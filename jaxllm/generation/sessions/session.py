@@ -20,7 +20,7 @@ from jaxllm.generation.sampling import Sampling
 from jaxllm.generation.scores.processors import Settings, Text
 from jaxllm.generation.scores.settings import stack_settings
 from jaxllm.layers.attention.cache import CacheDtype, Caches, RingCache
-from jaxllm.layers.delta.cache import DeltaCache
+from jaxllm.layers.attention.recurrent_cache import DeltaCache
 from jaxllm.models import Decoder, Model
 from jaxllm.sharding import to_host
 

@@ -44,14 +44,10 @@ class Attention(nnx.Module):
         self.q_proj = linear("BTD,DNH->BTNH", (D, N, H))
         self.k_proj = linear("BTD,DKH->BTKH", (D, K, H))
         self.v_proj = linear("BTD,DKH->BTKH", (D, K, H))
-        gate = partial(linear, "BTD,DNH->BTNH", (D, N, H))
-        self.gate_proj = nnx.data(gate() if config.attention.gated else None)
-        self.o_proj = linear(
-            "BTNH,NHD->BTD",
-            (N, H, D),
-            use_bias=config.attention.out_bias,
-            dtype=config.numerics.residual_dtype,
-        )
+        is_gated = config.attention.gated
+        self.gate_proj = nnx.data(linear("BTD,DNH->BTNH", (D, N, H)) if is_gated else None)
+        bias, dtype = config.attention.out_bias, config.numerics.residual_dtype
+        self.o_proj = linear("BTNH,NHD->BTD", (N, H, D), use_bias=bias, dtype=dtype)
         self.q_norm = nnx.data(make_qk_norm(config, "NH", (N, H)))
         self.k_norm = nnx.data(make_qk_norm(config, "KH", (K, H)))
         sinks = nnx.Param(jnp.zeros(N, config.numerics.param_dtype), dims="N")
@@ -69,8 +65,8 @@ class Attention(nnx.Module):
             cache: the layer's own.
         """
         positions_BT = context.resolve_positions(x_BTD.shape[1])
-        gate_proj = () if self.gate_proj is None else (self.gate_proj,)
-        projections = self.q_proj, self.k_proj, self.v_proj, *gate_proj
+        given = self.q_proj, self.k_proj, self.v_proj, self.gate_proj
+        projections = [linear for linear in given if linear is not None]
         q_BTNH, k_BTKH, v_BTKH, *gate = project_together(projections, x_BTD)
         q_BTNH = self.normalize_and_rotate(q_BTNH, self.q_norm, positions_BT)
         k_BTKH = self.normalize_and_rotate(k_BTKH, self.k_norm, positions_BT)

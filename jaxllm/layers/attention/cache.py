@@ -8,10 +8,10 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from jaxllm.config import LayerKind, StackConfig
-from jaxllm.layers.delta.cache import DeltaCache
 from jaxllm.sharding import constrain
 
 from .mask import MaskSpec
+from .recurrent_cache import DeltaCache
 
 # Of keys and values in a cache; int8 with a scale for each head of each token.
 CacheDtype = Literal["float32", "bfloat16", "float16", "int8"]

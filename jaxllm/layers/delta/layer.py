@@ -12,6 +12,7 @@ from jax import Array
 
 from jaxllm.config import LayerKind, StackConfig
 from jaxllm.layers.attention.cache import Cache, NothingWritten
+from jaxllm.layers.attention.recurrent_cache import DeltaCache
 from jaxllm.layers.context import Context
 from jaxllm.layers.hooks import apply_hook
 from jaxllm.layers.linear import Linear
@@ -19,7 +20,6 @@ from jaxllm.layers.norm import Norm
 from jaxllm.layers.together import project_together
 from jaxllm.sharding import constrain
 
-from .cache import DeltaCache
 from .convolution import Convolution
 from .rule import Tokens, delta_rule, unit_length
 

@@ -65,7 +65,7 @@ def test_invalid_gated_delta_net_is_rejected():
         AttentionConfig(delta=delta, causal=False, cross=True)
     with pytest.raises(ValueError, match=r"latent excludes attention\.gated=True"):
         AttentionConfig(latent=LatentConfig(kv_rank=8, rope_dim=4, value_dim=6), gated=True)
-    with pytest.raises(ValueError, match="kind 'delta', but attention.delta is None"):
+    with pytest.raises(ValueError, match=r"kind 'delta', but attention\.delta is None"):
         with_fields(TINY, {"pattern": (LayerKind(attention="delta"),)})
     with pytest.raises(ValueError, match="pattern has no layer of kind 'delta'"):
         with_fields(TINY, {"attention.delta": delta})

@@ -10,7 +10,7 @@ from tiny import TINY, random_model, relative_l2
 from jaxllm.config import DeltaConfig, LayerKind
 from jaxllm.errors import UserError
 from jaxllm.generation import Engine, Session, beam_search, generate
-from jaxllm.layers.delta.cache import DeltaCache
+from jaxllm.layers.attention.recurrent_cache import DeltaCache
 from jaxllm.models import with_scanned_layers
 from jaxllm.params import named_parameters, with_arrays
 from jaxllm.train import make_mesh

@@ -96,7 +96,7 @@ def test_another_layer_beyond_the_last_is_refused(released, tmp_path):
 
 
 def in_fp8(folder: Path) -> None:
-    """Writes the projections of a checkpoint as released: in blocks of float8, with their scales."""
+    """Writes the projections of a checkpoint as released: in blocks of float8, with scales."""
     file, size, written = folder / "model.safetensors", 4, {}
     for name, x in load_file(file).items():
         if not re.search(r"_proj(_with_mqa)?\.weight$", name):

@@ -5,7 +5,7 @@ import numpy as np
 from tiny import TINY
 
 from jaxllm.config import DeltaConfig, LayerKind, with_fields
-from jaxllm.layers.delta.cache import DeltaCache
+from jaxllm.layers.attention.recurrent_cache import DeltaCache
 
 DELTA = DeltaConfig(num_heads=4, num_key_heads=2, key_dim=3, value_dim=5, conv_size=3)
 CONFIG = with_fields(
