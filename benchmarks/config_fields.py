@@ -281,9 +281,10 @@ def rope_kinds() -> dict[str, dict[str, list[Any]]]:
 
 def catalogue() -> dict[str, dict[str, Any]]:
     """Returns what transformers reads, by model type, and by kind of RoPE under "rope"."""
-    # Of multimodal models the text part alone is read, by a family of its own.
+    # Of multimodal models the text part alone is read, by a family of its own. A type that
+    # transformers has no class for is read by that of another.
     own = (family for family in FAMILIES if family.format == "hf" and not family.is_part)
-    kinds = sorted({str(family.model_type) for family in own})
+    kinds = sorted({str(family.model_type) for family in own} & {*CONFIG_MAPPING})
     return {"rope": rope_kinds(), **{kind: describe(kind) for kind in (*kinds, *PARTS)}}
 
 

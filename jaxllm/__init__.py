@@ -10,6 +10,7 @@ equations (`"BTD,DNH->BTNH"`), sharding (`constrain(q_BTNH, "BTNH")`) and checkp
     G query heads per key/value head (N = K G)
     R rank of the two factors of LoRA, which are trained beside a frozen kernel
     I input_dim and O output_dim, for models of continuous inputs
+    W width of the values in the state of a gated DeltaNet, where H is that of its keys
 
 Some places have letters of their own: images are `images_ICHW` (images, channels, pixels); where
 rows are flattened (experts, the loss, lookups) S counts the tokens of a device or of all rows

@@ -18,7 +18,7 @@ DIMS: dict[str, tuple[str, ...]] = {
     "B": ("data", "fsdp", "expert"),  # batch
     "T": ("sequence",),  # query length
     "S": (),  # key length
-    "C": (),  # cache slots
+    "C": (),  # cache slots, and tokens that a convolution spans
     "D": ("fsdp", "sequence", "expert"),  # embed_dim; experts have used `expert` for E
     "N": ("tensor",),  # query heads
     "K": ("tensor",),  # key/value heads
@@ -33,6 +33,7 @@ DIMS: dict[str, tuple[str, ...]] = {
     "R": (),  # rank of LoRA's factors
     "P": (),  # width of the latent of keys and values
     "Q": (),  # width of the latent of queries
+    "W": (),  # width of the values in a recurrent state
     ".": (),  # any dimension that is never sharded
 }
 

@@ -1,7 +1,9 @@
 """Shared tests of Hugging Face decoder families: logits, caches, weight and config round trips."""
 
+import copy
 import json
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,6 +20,7 @@ from tiny import relative_l2
 from jaxllm.generation import Sampling, TokenRules, beam_search, generate
 from jaxllm.interop import load_pretrained, save_pretrained
 from jaxllm.interop.families import FAMILIES
+from jaxllm.interop.parity.execution.float64 import in_float64
 from jaxllm.models import Model, with_scanned_layers
 
 TOLERANCE = 1e-5  # relative L2 of logits, float32
@@ -32,6 +35,7 @@ COMPOSED = {
     *("bloom", "cohere", "cwm", "ernie4_5", "exaone4", "falcon", "gemma", "glm", "glm4"),
     *("gpt_bigcode", "gpt_neo", "gptj", "ministral", "ministral3", "olmo", "olmo3", "olmoe", "opt"),
     *("phi", "seed_oss", "stablelm", "starcoder2", "deepseek_v2", "glm4_moe", "minimax_m2"),
+    "qwen3_5_text",
 }
 
 
@@ -43,6 +47,7 @@ class Built(NamedTuple):
     folder: Path
     model: Model
     written_as: str
+    in_float64: bool
 
 
 def once(test: Callable) -> Callable:
@@ -87,12 +92,15 @@ class DecoderFamily:
         original = case.build()
         original.save_pretrained(folder)
         family = request.param.partition("/")[0]
-        return Built(family, original, folder, load_pretrained(folder), case.written_as)
+        model = load_pretrained(folder)
+        return Built(family, original, folder, model, case.written_as, case.in_float64)
 
     def test_logits_match_transformers(self, case):
         original, model = case.original, case.model
         tokens = tokens_of(original)
-        with torch.no_grad():
+        if case.in_float64:
+            original = copy.deepcopy(original).double()
+        with torch.no_grad(), in_float64() if case.in_float64 else nullcontext():
             expected = original(input_ids=torch.tensor(tokens), use_cache=False).logits.numpy()
         assert relative_l2(logits_of(model, tokens), expected) <= TOLERANCE
 
@@ -105,7 +113,7 @@ class DecoderFamily:
         assert relative_l2(logits_of(listed, tokens), logits_of(model, tokens)) <= TOLERANCE
 
     def test_weights_round_trip_bitwise(self, case, tmp_path):
-        family, original, folder, model, _ = case
+        family, original, folder, model, *_ = case
         assert model.origin.family == family
         save_pretrained(model, tmp_path / "out")
         assert stored(tmp_path / "out") == stored(folder)

@@ -34,11 +34,13 @@ class Case:
     model_class: str = ""  # by default the prefix and "ForCausalLM"
     written_as: str = ""  # the model_type on export, if it is a more general one
     without: tuple[str, ...] = ()  # names in `SIZES` that the config class does not have
+    config_class: str = ""  # by default the prefix and "Config"
+    in_float64: bool = False  # whether logits are compared with transformers' in float64
 
     def build(self) -> torch.nn.Module:
         """Builds the model with random numbers in every tensor; no norm scale is 1."""
         sizes = {name: size for name, size in SIZES.items() if name not in self.without}
-        config = getattr(transformers, f"{self.prefix}Config")(
+        config = getattr(transformers, self.config_class or f"{self.prefix}Config")(
             **{**sizes, **self.changes, "attn_implementation": "eager"}
         )
         model = getattr(transformers, self.model_class or f"{self.prefix}ForCausalLM")(config)
@@ -82,6 +84,12 @@ DEEPSEEK = {
 DEEPSEEK_YARN = rope(
     "yarn", factor=8.0, original_max_position_embeddings=64, mscale=1.0, mscale_all_dim=0.7
 )
+
+# Gated DeltaNet, whose sizes are all different.
+DELTA = {
+    **{"linear_num_value_heads": 6, "linear_num_key_heads": 3},
+    **{"linear_key_head_dim": 8, "linear_value_head_dim": 10, "linear_conv_kernel_dim": 4},
+}
 
 
 def longrope(original: int, pairs: int, **parameters: Any) -> dict[str, Any]:

@@ -74,7 +74,8 @@ TABLE: dict[str, dict[str, set[str]]] = {
         "attention": {"context", "linear", "norm", "hooks", "together"},
         "experts": {"adapters", "attention", "linear", "mlp", "hooks"},
         "vision": {"attention", "linear", "mlp", "norm", "stack"},
-        "block": {"attention", "context", "dropout", "experts", "mlp", "norm"},
+        "delta": {"attention", "context", "hooks", "linear", "norm", "together"},
+        "block": {"attention", "context", "delta", "dropout", "experts", "mlp", "norm"},
     },
     "jaxllm.tokenization": {
         **{name: set() for name in ("tokenizer", "special_tokens")},

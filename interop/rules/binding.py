@@ -47,12 +47,12 @@ def fused_parts(rules: Sequence[BoundRule]) -> dict[str, dict[str, tuple[int, ..
             if is_part:
                 fused.setdefault(whole, {})[name] = shape
     return {
-        whole: dict(sorted(parts.items(), key=lambda part: _leading_index(part[0])))
+        whole: dict(sorted(parts.items(), key=lambda part: leading_index(part[0])))
         for whole, parts in fused.items()
     }
 
 
-def _leading_index(name: str) -> int:
+def leading_index(name: str) -> int:
     """Returns the index that the part of a name begins with, or 0."""
     found = re.match(r"\d+", name.partition("#")[2])
     return int(found[0]) if found else 0

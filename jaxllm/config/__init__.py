@@ -3,6 +3,7 @@
 from .attention import (
     AttentionConfig,
     AttentionKernel,
+    DeltaConfig,
     LatentConfig,
     QKNorm,
     TemperatureConfig,
@@ -56,6 +57,7 @@ __all__ = [
     "ClampConfig",
     "Config",
     "DecoderConfig",
+    "DeltaConfig",
     "Dtype",
     "EncoderDecoderConfig",
     "ExpertsConfig",

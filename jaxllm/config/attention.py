@@ -60,6 +60,33 @@ class LatentConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class DeltaConfig:
+    """Gated DeltaNet (Yang et al., 2024), in place of attention: see `GatedDeltaNet`.
+
+    Each head of queries and keys serves `num_heads / num_key_heads` consecutive heads of values.
+    """
+
+    __pydantic_config__: ClassVar = {"extra": "forbid"}
+
+    num_heads: int  # of values, each with a state of its own
+    num_key_heads: int  # of queries and keys
+    key_dim: int  # elements of a head's queries and keys
+    value_dim: int  # elements of a head's values
+    conv_size: int = 4  # tokens that the convolution of queries, keys and values spans
+
+    def __post_init__(self) -> None:
+        prefix = "attention.delta."
+        check_fields(self, prefix)
+        names = ("num_heads", "num_key_heads", "key_dim", "value_dim", "conv_size")
+        check_counts(self, *names, prefix=prefix)
+        if self.num_heads % self.num_key_heads:
+            raise ValueError(
+                f"attention.delta.num_heads={self.num_heads} is not a multiple of "
+                f"num_key_heads={self.num_key_heads}"
+            )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class AttentionConfig:
     """Self-attention and cross-attention of every layer of a stack."""
 
@@ -77,17 +104,22 @@ class AttentionConfig:
     # Whether each head has a learned score of one more key, whose value is zero (gpt-oss, after
     # Xiao et al., 2023): the probabilities of the other keys then sum to less than 1.
     sinks: bool = False
+    # Whether each element of a head's output is multiplied by the sigmoid of a linear map of the
+    # token (Qiu et al., 2025).
+    gated: bool = False
     latent: LatentConfig | None = None
     # Tokens that a query attends to, its own included, on layers of kind attention="window".
     window: int | None = None
     # Tokens per chunk on layers of kind attention="chunk"; a query attends to its own chunk.
     chunk: int | None = None
+    delta: DeltaConfig | None = None  # of layers of kind attention="delta", which have no scores
     kernel: AttentionKernel = "auto"  # how self-attention is computed, without a cache
 
     def __post_init__(self) -> None:
         check_fields(self, "attention.")
         check_positive(self, "scale", "softcap", "window", "chunk", prefix="attention.")
         self._check_latent()
+        self._check_delta()
 
     def _check_latent(self) -> None:
         """Raises ValueError for what latent attention is not combined with."""
@@ -95,6 +127,8 @@ class AttentionConfig:
             f"qk_norm={self.qk_norm!r}": self.qk_norm != "none",
             "cross=True": self.cross,
             "sinks=True": self.sinks,
+            "gated=True": self.gated,
+            f"delta={self.delta}": self.delta is not None,
             "scale_by_depth=True": self.scale_by_depth,
             f"temperature={self.temperature}": self.temperature is not None,
             f"window={self.window}": self.window is not None,
@@ -102,3 +136,12 @@ class AttentionConfig:
         }
         if self.latent is not None and (others := [name for name, is_on in given.items() if is_on]):
             raise ValueError(f"attention.latent excludes attention.{', attention.'.join(others)}")
+
+    def _check_delta(self) -> None:
+        """Raises ValueError for what a recurrent state is not combined with."""
+        given = {"causal=False": not self.causal, "cross=True": self.cross}
+        if self.delta is not None and (others := [name for name, is_on in given.items() if is_on]):
+            raise ValueError(
+                f"attention.delta excludes attention.{', attention.'.join(others)}: its state goes "
+                "from each token to the next of one text"
+            )

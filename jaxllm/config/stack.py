@@ -20,8 +20,9 @@ class LayerKind:
 
     __pydantic_config__: ClassVar = {"extra": "forbid"}
 
-    # Which tokens a query may attend to: all, a sliding window of them, or its own chunk.
-    attention: Literal["full", "window", "chunk"] = "full"
+    # Which tokens a query may attend to: all, a sliding window of them, or its own chunk; or a
+    # gated DeltaNet in place of attention, which carries a state from token to token.
+    attention: Literal["full", "window", "chunk", "delta"] = "full"
     rope: Literal["global", "local", "none"] = "global"  # theta, local_theta, or no RoPE
     mlp: Literal["dense", "experts"] = "dense"
 
@@ -187,6 +188,7 @@ class StackConfig:
         for what, is_needed, name, value in (
             ("window", "window" in attentions, "attention.window", self.attention.window),
             ("chunk", "chunk" in attentions, "attention.chunk", self.attention.chunk),
+            ("delta", "delta" in attentions, "attention.delta", self.attention.delta),
             ("experts", "experts" in mlps, "experts", self.experts),
         ):
             if is_needed and value is None:

@@ -77,14 +77,19 @@ def check_draft(
     except UserError as error:
         raise UserError(f"the draft cannot follow: {error}") from error
     longest = max(map(len, prompts)) + max_new_tokens
-    for one in (model, draft):
-        _check_frequencies(one, longest)
+    _check_reversible(model, "model", longest)
+    _check_reversible(draft, "draft", longest)
     return draft
 
 
-def _check_frequencies(model: TokenModel, longest: int) -> None:
-    """Raises UserError if the frequencies of RoPE change before a text of `longest` tokens ends."""
+def _check_reversible(model: TokenModel, name: str, longest: int) -> None:
+    """Raises UserError if tokens of texts of up to `longest` cannot be taken back."""
     config = model.decoder.config if isinstance(model, EncoderDecoder) else model.config
+    if config.attention.delta is not None:
+        raise UserError(
+            f"the {name} has layers of gated DeltaNet, whose state keeps the tokens that are not "
+            "accepted: generate without a draft"
+        )
     scaling = config.rope.scaling
     if scaling is None or scaling.kind not in ("dynamic", "longrope"):
         return

@@ -13,6 +13,7 @@ from .attention.cross_attention import CrossAttention
 from .attention.distance_bias import DistanceBias
 from .attention.latent import LatentAttention
 from .context import Context
+from .delta.layer import GatedDeltaNet
 from .dropout import dropout, subkeys
 from .experts.balance import Load
 from .experts.moe import MoE
@@ -32,8 +33,7 @@ class Block(nnx.Module):
         self.residual_scale = config.residual_scale
         self.numerics = config.numerics
         self.attn_norm = Norm("D", (D,), config)
-        is_latent = config.attention.latent is not None
-        self.attn = (LatentAttention if is_latent else Attention)(config, kind, rngs=rngs)
+        self.attn = _mixer(config, kind)(config, kind, rngs=rngs)
         has_own = self.placement != "parallel_shared"  # otherwise attention's serves for both
         self.mlp_norm = nnx.data(Norm("D", (D,), config) if has_own else None)
         self.mlp = (MoE if kind.mlp == "experts" else MLP)(config, rngs=rngs)
@@ -128,6 +128,15 @@ class Block(nnx.Module):
     def scaled(self, out_BTD: Array) -> Array:
         """Returns a sublayer's output times the factor of outputs, in its dtype."""
         return out_BTD if self.residual_scale == 1.0 else out_BTD * self.residual_scale
+
+
+def _mixer(
+    config: StackConfig, kind: LayerKind
+) -> type[Attention | LatentAttention | GatedDeltaNet]:
+    """Returns the class of what mixes the tokens of a layer."""
+    if kind.attention == "delta":
+        return GatedDeltaNet
+    return Attention if config.attention.latent is None else LatentAttention
 
 
 def _token_mask(x_BTD: Array, context: Context, *, is_cached: bool) -> Array | None:

@@ -71,12 +71,18 @@ def is_head(config: Any, name: str) -> bool:
 def _attention(stack: StackConfig, seq_len: int) -> float:
     """FLOPs of a token's scores and weighted sums over all layers: 12 H Q T each, H the mean of
     the widths of keys and values.
+
+    Layers with a recurrent state read it for the key and the query, and correct it: 18 H Q W.
     """
     limits = {"window": stack.attention.window, "chunk": stack.attention.chunk}
-    spans = [min(seq_len, limits.get(kind.attention) or seq_len) for kind in stack.kinds]
+    kinds = [kind.attention for kind in stack.kinds]
+    spans = [min(seq_len, limits.get(one) or seq_len) for one in kinds if one != "delta"]
     if stack.attention.cross:
         spans += [seq_len] * stack.num_layers
-    return 6.0 * stack.num_heads * (stack.head_dim + stack.value_dim) * sum(spans)
+    states, delta = kinds.count("delta"), stack.attention.delta
+    size = 0 if delta is None else delta.num_heads * delta.key_dim * delta.value_dim
+    attended = stack.num_heads * (stack.head_dim + stack.value_dim) * sum(spans)
+    return 6.0 * attended + 18.0 * states * size
 
 
 def _vision_attention(vision: VisionConfig) -> float:

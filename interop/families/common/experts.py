@@ -1,12 +1,13 @@
 """Mixtures of experts with a softmax router in Hugging Face configs and checkpoints."""
 
 from collections.abc import Iterable
+from typing import Any
 
 from jaxllm.config import DecoderConfig, ExpertsConfig
 from jaxllm.interop.rules.rule import Rule
 
 from .family import Layout
-from .fields import Fields, Json
+from .fields import REQUIRED, Fields, Json
 from .llama_like import layers_with_mlp
 
 
@@ -23,6 +24,62 @@ def read_num_experts(fields: Fields, default: int) -> int:
     if len(set(given.values()) - {None}) > 1:
         fields.problems.append(" and ".join(f"{name}={given[name]}" for name in names) + " differ")
     return next((count for count in given.values() if count is not None), default)
+
+
+def read_experts(
+    fields: Fields,
+    num_experts: int,
+    top_k: int,
+    *,
+    width: str = "moe_intermediate_size",
+    mlp_dim: Any = REQUIRED,
+    normalize: bool | None = False,
+    balance: float = 0.001,
+    **others: Any,
+) -> ExpertsConfig | None:
+    """Reads the experts; None, with a problem, if they cannot be.
+
+    Args:
+        fields: the config file.
+        num_experts: the default of their number.
+        top_k: the default of `num_experts_per_tok`.
+        width: the field with the width of an expert.
+        mlp_dim: its default.
+        normalize: the default of `norm_topk_prob`; None: there is no such field.
+        balance: the default of the weight of the load-balancing loss.
+        others: settings of `ExpertsConfig` that every model of the family has.
+    """
+    if normalize is not None:
+        others["normalize"] = fields.take("norm_topk_prob", bool, normalize)
+    return fields.build(
+        ExpertsConfig,
+        num_experts=read_num_experts(fields, num_experts),
+        top_k=fields.take("num_experts_per_tok", int, top_k),
+        mlp_dim=fields.take(width, int, mlp_dim),
+        **read_balance(fields, balance),
+        **others,
+    )
+
+
+def write_experts(
+    config: DecoderConfig,
+    base: Json,
+    *,
+    number: str = "num_experts",
+    width: str = "moe_intermediate_size",
+    normalize: bool = True,
+    balance: float = 0.001,
+) -> Json:
+    """Writes the fields of `read_experts`, with the number of experts in the field `number`."""
+    experts = config.experts
+    assert experts is not None, "refused otherwise"
+    return {
+        number: experts.num_experts,
+        "num_experts_per_tok": experts.top_k,
+        width: experts.mlp_dim,
+        **({"norm_topk_prob": experts.normalize} if normalize else {}),
+        **write_balance(experts, {"router_aux_loss_coef": balance, **base}),
+    }
 
 
 def read_balance(fields: Fields, default: float = 0.001) -> Json:

@@ -1,6 +1,6 @@
 """Per-layer attention kinds in Hugging Face configs: full, sliding window, chunked, no RoPE."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Literal
 
 from jaxllm.config import DecoderConfig, LayerKind
@@ -21,13 +21,15 @@ def shortest_pattern(kinds: Sequence[LayerKind]) -> tuple[LayerKind, ...]:
     return tuple(kinds[: next((period for period in periods if repeats(period)), 0)])
 
 
-def read_layer_types(fields: Fields, default: Sequence[str]) -> list[str]:
+def read_layer_types(
+    fields: Fields, default: Sequence[str], known: Collection[str] = ATTENTION
+) -> list[str]:
     """Reads `layer_types`, one known name per layer, or returns `default` if it is absent."""
     given = fields.take("layer_types", list, list(default))
     count = fields.take("num_hidden_layers", int)
-    if unknown := sorted({str(name) for name in given if name not in ATTENTION}):
+    if unknown := sorted({str(name) for name in given if name not in known}):
         fields.problems.append(
-            f"layer_types has {', '.join(unknown)}; allowed are {', '.join(ATTENTION)}"
+            f"layer_types has {', '.join(unknown)}; allowed are {', '.join(known)}"
         )
         return list(default)
     if len(given) != count:
@@ -72,7 +74,7 @@ def write_qwen_windows(config: DecoderConfig) -> Json:
 
 def write_layer_types(config: DecoderConfig) -> list[str]:
     """Returns the field `layer_types`."""
-    names = {attention: name for name, attention in ATTENTION.items()}
+    names: dict[str, str] = {attention: name for name, attention in ATTENTION.items()}
     return [names[kind.attention] for kind in config.kinds]
 
 

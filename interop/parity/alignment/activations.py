@@ -31,12 +31,14 @@ from .calls import calls_of
 from .function_model import FunctionModel
 from .inputs import Inputs, output_config
 
-# Inputs and output of attention: the name in the reference, the name in JAX, and the projection
-# whose rule gives the layout of a head.
+# Inputs and output of attention, and of the delta rule in its place: the name in the reference, the
+# name in JAX, and the projection whose rule gives the layout of a head.
 HEADS = (
     ("query", "q", "q_proj"),
     ("key", "k", "k_proj"),
     ("value", "v", "v_proj"),
+    ("beta", "beta", "beta_proj"),
+    ("decay", "decay", "decay_proj"),
     ("mixed", "mixed", "o_proj"),
 )
 # Paths of JAX activations that have a position for each token of the source.
@@ -243,7 +245,8 @@ def _heads(rule: Rule, projection: str) -> Iterator[Rule]:
             head = tuple(a for dim in rule.stored.dims for a in dim if a in inner)
             order = (("T",), heads) if theirs == "mixed" else (heads, ("T",))
             yield Rule(
-                Side(theirs, (("B",), *order, head)), Side(ours, (("B",), ("T",), heads, *own))
+                Side(theirs, (("B",), *order, *([head] if own else []))),
+                Side(ours, (("B",), ("T",), heads, *own)),
             )
 
 

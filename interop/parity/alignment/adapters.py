@@ -10,6 +10,7 @@ from jaxllm.interop.families.common.fields import Json
 
 from .inputs import Inputs
 from .overrides import attribute
+from .recurrences import record_delta_rules
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -130,7 +131,8 @@ class _Transformers:
 
             return watched
 
-        with attribute(AttentionInterface, "get_interface", get_interface):
+        own = attribute(AttentionInterface, "get_interface", get_interface)
+        with own, record_delta_rules(module, keep):
             yield
 
 

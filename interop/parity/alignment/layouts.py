@@ -9,6 +9,7 @@ import numpy as np
 from jaxllm.errors import UserError
 from jaxllm.interop.parity.numerics.array_store import ArrayStore, in_memory
 from jaxllm.interop.parity.numerics.attention_scores import SCORES, seen_only
+from jaxllm.interop.rules.binding import leading_index
 from jaxllm.interop.rules.transfer import Transfer
 
 from .activations import Tap
@@ -92,23 +93,24 @@ def _split_fused(taps: Sequence[Tap], outputs: Mapping[str, np.ndarray]) -> dict
     """Returns the outputs by the names of the rules; splits fused ones along the last dimension."""
     parts: dict[str, np.ndarray] = {}
     used: dict[str, int] = {}
-    for tap in taps:
-        for name, _ in tap.rule.stored.names(tap.sizes):
-            module, is_part, _ = name.partition("#")
-            if module not in outputs:
-                continue
-            shape = tap.rule.stored.shape(tap.sizes)
-            output = outputs[module]
-            if is_part:
-                start = used.get(module, 0)
-                used[module] = start + shape[-1]
-                output = output[..., start : used[module]]
-            if output.size != int(np.prod(shape)) or output.shape[-1] != shape[-1]:
-                raise UserError(
-                    f"the output of {name} has shape {output.shape} in the reference, {shape} in "
-                    "the model"
-                )
-            parts[name] = output.reshape(shape)
+    named = [(name, tap) for tap in taps for name, _ in tap.rule.stored.names(tap.sizes)]
+    # Parts that begin with an index go by that first, as in `fused_parts`.
+    for name, tap in sorted(named, key=lambda one: leading_index(one[0])):
+        module, is_part, _ = name.partition("#")
+        if module not in outputs:
+            continue
+        shape = tap.rule.stored.shape(tap.sizes)
+        output = outputs[module]
+        if is_part:
+            start = used.get(module, 0)
+            used[module] = start + shape[-1]
+            output = output[..., start : used[module]]
+        if output.size != int(np.prod(shape)) or output.shape[-1] != shape[-1]:
+            raise UserError(
+                f"the output of {name} has shape {output.shape} in the reference, {shape} in "
+                "the model"
+            )
+        parts[name] = output.reshape(shape)
     return parts
 
 

@@ -20,6 +20,7 @@ from jaxllm.generation.sampling import Sampling
 from jaxllm.generation.scores.processors import Settings, Text
 from jaxllm.generation.scores.settings import stack_settings
 from jaxllm.layers.attention.cache import CacheDtype, Caches, RingCache
+from jaxllm.layers.attention.recurrent_cache import DeltaCache
 from jaxllm.models import Decoder, Model
 from jaxllm.sharding import to_host
 
@@ -114,9 +115,9 @@ class Session:
         pairs = zip(prompt[:-1], self.known, strict=False)
         count = next((i for i, (own, known) in enumerate(pairs) if own != known), None)
         count = min(len(prompt) - 1, len(self.known)) if count is None else count
-        # The tokens after it have overwritten earlier ones in a ring.
-        has_ring = any(isinstance(one, RingCache) for one in (self.cache or {}).values())
-        return 0 if has_ring and count < len(self.known) else count
+        # The tokens after it have overwritten earlier ones in a ring, or changed a state.
+        forgets = any(isinstance(x, RingCache | DeltaCache) for x in (self.cache or {}).values())
+        return 0 if forgets and count < len(self.known) else count
 
     def _grown(self, cache: Caches, length: int) -> Caches | None:
         """Returns the cache with room for so many tokens; None if a layer then keeps a ring."""
@@ -141,7 +142,10 @@ class Session:
             return
         [tokens], [length] = to_host(progress.text.tokens_BS), to_host(progress.text.lengths_B)
         self.cache = progress.cache
-        self.known = tokens[: length - 1].tolist()  # the last one is not read
+        states = [one for one in self.cache.values() if isinstance(one, DeltaCache)]
+        # The last token is not read, unless the row was still running; keys may be written again.
+        count = int(to_host(states[0].next_B)[0]) if states else length - 1
+        self.known = tokens[:count].tolist()
 
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnames="cache")

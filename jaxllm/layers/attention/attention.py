@@ -44,12 +44,10 @@ class Attention(nnx.Module):
         self.q_proj = linear("BTD,DNH->BTNH", (D, N, H))
         self.k_proj = linear("BTD,DKH->BTKH", (D, K, H))
         self.v_proj = linear("BTD,DKH->BTKH", (D, K, H))
-        self.o_proj = linear(
-            "BTNH,NHD->BTD",
-            (N, H, D),
-            use_bias=config.attention.out_bias,
-            dtype=config.numerics.residual_dtype,
-        )
+        is_gated = config.attention.gated
+        self.gate_proj = nnx.data(linear("BTD,DNH->BTNH", (D, N, H)) if is_gated else None)
+        bias, dtype = config.attention.out_bias, config.numerics.residual_dtype
+        self.o_proj = linear("BTNH,NHD->BTD", (N, H, D), use_bias=bias, dtype=dtype)
         self.q_norm = nnx.data(make_qk_norm(config, "NH", (N, H)))
         self.k_norm = nnx.data(make_qk_norm(config, "KH", (K, H)))
         sinks = nnx.Param(jnp.zeros(N, config.numerics.param_dtype), dims="N")
@@ -67,8 +65,9 @@ class Attention(nnx.Module):
             cache: the layer's own.
         """
         positions_BT = context.resolve_positions(x_BTD.shape[1])
-        projections = self.q_proj, self.k_proj, self.v_proj
-        q_BTNH, k_BTKH, v_BTKH = project_together(projections, x_BTD)
+        given = self.q_proj, self.k_proj, self.v_proj, self.gate_proj
+        projections = [linear for linear in given if linear is not None]
+        q_BTNH, k_BTKH, v_BTKH, *gate = project_together(projections, x_BTD)
         q_BTNH = self.normalize_and_rotate(q_BTNH, self.q_norm, positions_BT)
         k_BTKH = self.normalize_and_rotate(k_BTKH, self.k_norm, positions_BT)
         q_BTNH = constrain(self.scale_by_temperature(q_BTNH, positions_BT), "BTNH")
@@ -89,6 +88,8 @@ class Attention(nnx.Module):
         else:
             out_BTNH = self.attend(q_BTNH, k_BTKH, v_BTKH, context, positions_BT)
         (out_BTNH,) = apply_hook(self, mixed=out_BTNH)
+        for gate_BTNH in gate:
+            out_BTNH = out_BTNH * jax.nn.sigmoid(gate_BTNH)
         return self.o_proj(constrain(out_BTNH, "BTNH")), cache
 
     def attend(

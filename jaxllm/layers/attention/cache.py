@@ -11,6 +11,7 @@ from jaxllm.config import LayerKind, StackConfig
 from jaxllm.sharding import constrain
 
 from .mask import MaskSpec
+from .recurrent_cache import DeltaCache
 
 # Of keys and values in a cache; int8 with a scale for each head of each token.
 CacheDtype = Literal["float32", "bfloat16", "float16", "int8"]
@@ -219,14 +220,15 @@ class NothingWritten(NamedTuple):
     Attention then needs no keys but theirs, as without a cache, and works in blocks or by a kernel.
     """
 
-    cache: KVCache | RingCache | LatentCache
+    cache: KVCache | RingCache | LatentCache | DeltaCache
 
     def write(self, *tokens: Array) -> KVCache | RingCache | LatentCache:
         """Returns the cache with these tokens written."""
+        assert not isinstance(self.cache, DeltaCache), "which a layer clears instead"
         return self.cache.write(*tokens)
 
 
-Cache = KVCache | RingCache | LatentCache | NothingWritten
+Cache = KVCache | RingCache | LatentCache | DeltaCache | NothingWritten
 
 
 class CrossCache(NamedTuple):
@@ -265,13 +267,18 @@ def make_cache(
     It is in `dtype`, by default that of the model's activations. A ring has `spare` more slots: the
     last `spare` tokens may be taken back, by writing others to their positions.
 
-    Raises ValueError if attention is not causal: later tokens would change earlier ones.
+    Raises ValueError if attention is not causal: later tokens would change earlier ones; and if
+    tokens of a recurrent state may be taken back.
     """
     if not config.attention.causal:
         raise ValueError(
             "a cache with attention.causal=False is impossible: later tokens would change the "
             "outputs of earlier ones"
         )
+    if kind.attention == "delta":
+        if spare:
+            raise ValueError(f"spare={spare}: no token of a recurrent state can be taken back")
+        return DeltaCache.empty(config, batch_size)
     if config.attention.latent is not None:
         return LatentCache.empty(config, batch_size, length, dtype)
     reach = MaskSpec.from_config(config, kind).lookback

@@ -20,6 +20,10 @@ from jaxllm.interop.parity.alignment.adapters import adapter_of
 from jaxllm.interop.parity.alignment.inputs import draw
 from jaxllm.layers.attention.attention import Attention
 from jaxllm.layers.attention.latent import LatentAttention
+from jaxllm.layers.delta import layer, rule
+from jaxllm.layers.delta.convolution import Convolution
+from jaxllm.layers.delta.layer import GatedDeltaNet
+from jaxllm.layers.delta.rule import Tokens, delta_rule
 from jaxllm.layers.experts import moe
 from jaxllm.models import with_scanned_layers
 from jaxllm.params import with_arrays
@@ -63,6 +67,77 @@ def with_rotated_part_first() -> AbstractContextManager[Any]:
     return mock.patch.object(LatentAttention, "expand", swapped)
 
 
+def with_growing_state() -> AbstractContextManager[Any]:
+    """The sign of the decay is lost, within what does not overflow."""
+    decay = GatedDeltaNet.decay
+    return mock.patch.object(
+        GatedDeltaNet, "decay", lambda self, x: jnp.minimum(-decay(self, x), 1)
+    )
+
+
+def without_decay_bias() -> AbstractContextManager[Any]:
+    def decay(self, x_BTN):
+        return -jnp.exp(self.decay_rate[...]) * jax.nn.softplus(x_BTN)
+
+    return mock.patch.object(GatedDeltaNet, "decay", decay)
+
+
+def with_other_tokens(change: Callable[[Tokens], Tokens]) -> AbstractContextManager[Any]:
+    """The delta rule gets something else."""
+    wrong = lambda tokens, state: delta_rule(change(tokens), state)  # noqa: E731
+    return mock.patch.object(layer, "delta_rule", wrong)
+
+
+def without_beta() -> AbstractContextManager[Any]:
+    return with_other_tokens(
+        lambda tokens: tokens._replace(beta_BTN=jnp.ones_like(tokens.beta_BTN))
+    )
+
+
+def with_heads_in_another_order() -> AbstractContextManager[Any]:
+    """Each head of values is served by the key of another."""
+    return with_other_tokens(lambda tokens: tokens._replace(k_BTNH=tokens.k_BTNH[:, :, ::-1]))
+
+
+def without_unit_length() -> AbstractContextManager[Any]:
+    return mock.patch.object(layer, "unit_length", lambda x: x.astype(jnp.float32))
+
+
+def with_state_of_its_chunk() -> AbstractContextManager[Any]:
+    """The state is not carried from chunk to chunk."""
+    chunk = rule._chunk
+
+    def forgetful(memory, tokens):
+        return chunk(memory._replace(state_BNHW=jnp.zeros_like(memory.state_BNHW)), tokens)
+
+    return mock.patch.object(rule, "_chunk", forgetful)
+
+
+def with_shifted_convolution() -> AbstractContextManager[Any]:
+    """Each token sees those before it, but not itself."""
+    call = Convolution.__call__
+
+    def shifted(self, x_BTKH, runs_BT, before_BCKH):
+        late_BTKH = jnp.pad(x_BTKH, ((0, 0), (1, 0), (0, 0), (0, 0)))[:, :-1]
+        return call(self, late_BTKH, runs_BT, before_BCKH)
+
+    return mock.patch.object(Convolution, "__call__", shifted)
+
+
+def without_output_gate() -> AbstractContextManager[Any]:
+    return mock.patch.object(GatedDeltaNet, "gated", lambda self, out, gate: self.norm(out))
+
+
+def open_gate_of_attention() -> AbstractContextManager[Any]:
+    call = Attention.__call__
+
+    def without(self, *args):
+        with open_gate():
+            return call(self, *args)
+
+    return mock.patch.object(Attention, "__call__", without)
+
+
 LATENT_NORMS = tuple(f"layers.{i}.attn.kv_norm.scale" for i in (0, 1))
 
 BUGS = {
@@ -84,6 +159,25 @@ BUGS = {
     "factor of yarn's scores dropped": Bug(
         "deepseek_v3", "layers.0.attn.scores", {"attention.scale": None}
     ),
+    "sign of the decay": Bug("qwen3_next", "layers.0.attn.decay", patch=with_growing_state),
+    "bias of the decay dropped": Bug("qwen3_next", "layers.0.attn.decay", patch=without_decay_bias),
+    "beta dropped": Bug("qwen3_next", "layers.0.attn.mixed", patch=without_beta),
+    "keys of other heads": Bug(
+        "qwen3_next", "layers.0.attn.mixed", patch=with_heads_in_another_order
+    ),
+    "keys not of unit length": Bug("qwen3_next", "layers.0.attn.mixed", patch=without_unit_length),
+    "state dropped between chunks": Bug(
+        "qwen3_next", "layers.0.attn.mixed", patch=with_state_of_its_chunk
+    ),
+    "convolution shifted": Bug("qwen3_next", "layers.0.attn.q", patch=with_shifted_convolution),
+    "gate of the delta rule dropped": Bug(
+        "qwen3_next", "layers.0.attn.o_proj", patch=without_output_gate
+    ),
+    "gate of attention open": Bug(
+        "qwen3_next", "layers.3.attn.o_proj", patch=open_gate_of_attention
+    ),
+    "whole heads rotated": Bug("qwen3_next", "layers.3.attn.q", {"rope.fraction": 1.0}),
+    "norms not around zero": Bug("qwen3_next", "layers.0.attn_norm", {"norms.kind": "rms_float32"}),
     "sinks dropped": Bug("gpt_oss", "layers.0.attn.mixed", patch=without_sinks),
     "gate not clamped": Bug(
         "gpt_oss/irregular-tied-unscaled", "layers.0.mlp", {"mlp.clamp.limit": 100.0}

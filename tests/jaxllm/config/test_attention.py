@@ -3,7 +3,14 @@
 import pytest
 from tiny import TINY
 
-from jaxllm.config import AttentionConfig, LatentConfig, TemperatureConfig, with_fields
+from jaxllm.config import (
+    AttentionConfig,
+    DeltaConfig,
+    LatentConfig,
+    LayerKind,
+    TemperatureConfig,
+    with_fields,
+)
 
 
 @pytest.mark.parametrize(
@@ -45,3 +52,20 @@ def test_invalid_latent_attention_is_rejected():
 def test_cross_attention_has_no_sinks():
     with pytest.raises(ValueError, match=r"attention\.cross=True with attention\.sinks=True"):
         with_fields(TINY, {"attention.cross": True, "attention.sinks": True})
+
+
+def test_invalid_gated_delta_net_is_rejected():
+    sizes = {"num_heads": 4, "key_dim": 4, "value_dim": 6}
+    with pytest.raises(ValueError, match=r"num_heads=4 is not a multiple of num_key_heads=3"):
+        DeltaConfig(**sizes, num_key_heads=3)
+    with pytest.raises(ValueError, match=r"attention\.delta\.conv_size=0 is less than 1"):
+        DeltaConfig(**sizes, num_key_heads=2, conv_size=0)
+    delta = DeltaConfig(**sizes, num_key_heads=2)
+    with pytest.raises(ValueError, match=r"delta excludes attention\.causal=False, attention\.cro"):
+        AttentionConfig(delta=delta, causal=False, cross=True)
+    with pytest.raises(ValueError, match=r"latent excludes attention\.gated=True"):
+        AttentionConfig(latent=LatentConfig(kv_rank=8, rope_dim=4, value_dim=6), gated=True)
+    with pytest.raises(ValueError, match=r"kind 'delta', but attention\.delta is None"):
+        with_fields(TINY, {"pattern": (LayerKind(attention="delta"),)})
+    with pytest.raises(ValueError, match="pattern has no layer of kind 'delta'"):
+        with_fields(TINY, {"attention.delta": delta})

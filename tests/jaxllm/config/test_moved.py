@@ -29,6 +29,7 @@ def test_new_names_are_all_the_nested_fields_that_were_flat_once():
     later = {
         *("numerics.wide_residual", "numerics.reduce_dtype", "head.kind", "attention.kernel"),
         *("attention.scale_by_depth", "attention.sinks", "attention.latent", "mlp.clamp"),
+        *("attention.gated", "attention.delta"),
     }
     in_parts = {name for name in defaults(DecoderConfig) if "." in name} - later
     assert sorted(MOVED.values()) == sorted(in_parts)

@@ -4,7 +4,7 @@ import pytest
 from kinds import CONFIGS
 from tiny import TINY
 
-from jaxllm.config import ExpertsConfig, LayerKind, with_fields
+from jaxllm.config import DeltaConfig, ExpertsConfig, LayerKind, with_fields
 from jaxllm.models import build_abstract
 from jaxllm.params import count_parameters, named_parameters
 from jaxllm.train.speed.model_flops import flops_per_example
@@ -32,6 +32,24 @@ def test_windows_and_chunks_bound_the_attention():
         short = flops({f"attention.{kind}": 8}, pattern=pattern)
         assert whole - short == T * 12 * 4 * 16 * (T - 8)  # one of the three layers
         assert flops({f"attention.{kind}": 999}, pattern=pattern) == whole
+
+
+def test_a_recurrent_state_costs_three_products_however_long_the_text():
+    """With their gradients: the key reads it and corrects it, and the query reads it."""
+    delta = DeltaConfig(num_heads=4, num_key_heads=2, key_dim=3, value_dim=5)
+    kinds = (LayerKind(attention="delta"), LayerKind())
+    model = build_abstract(
+        with_fields(TINY, {"attention.delta": delta}, pattern=kinds, num_layers=2)
+    )
+    parameters = sum(
+        variable.get_value().size
+        for name, variable in named_parameters(model).items()
+        if not name.startswith("embed.")
+    )
+    for T in (10, 1000):
+        attended = 12 * TINY.num_heads * TINY.head_dim * T
+        state = 3 * 3 * 2 * (4 * 3 * 5)
+        assert flops_per_example(model, T) == T * (6 * parameters + attended + state)
 
 
 def test_only_the_chosen_experts_count():

@@ -40,8 +40,9 @@ def mean_keys_seen(model: Config, seq_len: int) -> float:
         _keys_seen(stack, kind.attention, seq_len)
         for stack in stacks_of(model)
         for kind in stack.kinds
+        if kind.attention != "delta"  # which have no keys to see
     ]
-    return float(np.mean(each))
+    return float(np.mean(each)) if each else 0.0
 
 
 def _keys_seen(stack: StackConfig, attention: str, T: int) -> float:

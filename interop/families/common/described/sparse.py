@@ -22,6 +22,12 @@ from jaxllm.interop.rules.rule import Rule
 from .part import Part
 
 SHARED = "shared_experts"
+# Fields of experts, which files of models without any have as well.
+OF_EXPERTS = (
+    *("n_routed_experts", "num_experts_per_tok", "moe_intermediate_size", "n_shared_experts"),
+    *("routed_scaling_factor", "n_group", "topk_group", "norm_topk_prob"),
+    *("scoring_func", "ep_size", "moe_layer_freq", "topk_method"),
+)
 NAMES = {"gate": "gate_proj", "up": "up_proj", "down": "down_proj"}
 
 
@@ -60,6 +66,8 @@ class Sparse:
         count = fields.take("num_hidden_layers", int)
         dense = min(fields.take("first_k_dense_replace", int, self.num_dense), count)
         experts = self._read_experts(fields) if dense < count else None
+        if dense == count:  # what the file says of experts means nothing
+            fields.ignore(*OF_EXPERTS)
         kinds = [LayerKind()] * dense + [LayerKind(mlp="experts")] * (count - dense)
         if dense < count and experts is None:  # and there is a problem
             kinds = [LayerKind()]

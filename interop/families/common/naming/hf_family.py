@@ -106,6 +106,7 @@ def hf_family(
     embeddings: Sequence[str] = ("embed_tokens.weight",),
     with_head: Collection[str] = (),
     head_bias: bool = False,
+    read_by: str | None = None,
     **others: Any,
 ) -> Family:
     """Returns a Hugging Face family.
@@ -120,6 +121,8 @@ def hf_family(
         embeddings: names that the embedding may have after the prefix, the usual one first.
         with_head: architectures whose checkpoints are language models in spite of their name.
         head_bias: whether the head of every model with one has a bias.
+        read_by: the model type whose class reads these configs, if transformers has none of their
+            own.
         others: other attributes of `Family`.
     """
     reader = _Reader(read_config, write_config, table, prefix, embeddings, with_head, head_bias)
@@ -132,7 +135,7 @@ def hf_family(
         write_config=reader.write_config,
         table=reader.table,
         config_class=config_class,
-        reads=partial(fields_read, model_type),
+        reads=partial(fields_read, read_by or model_type),
         trainer_prefix=reader.trainer_prefix,
         **others,
     )

@@ -5,6 +5,7 @@ along as they are.
 """
 
 from collections.abc import Collection
+from typing import Any
 
 from jaxllm.config import DecoderConfig
 from jaxllm.interop.families.common.described.family import described_family
@@ -15,10 +16,10 @@ from jaxllm.interop.families.common.described.latent import (
     latent_sizes,
     predicting_layers,
 )
-from jaxllm.interop.families.common.described.part import activation, setting, switch
+from jaxllm.interop.families.common.described.part import Part, activation, setting, switch
 from jaxllm.interop.families.common.described.sparse import Sparse, sparse_rules
 from jaxllm.interop.families.common.experts import read_expert_layout
-from jaxllm.interop.families.common.family import Layout
+from jaxllm.interop.families.common.family import Family, Layout
 from jaxllm.interop.families.common.llama_like import end_rules, norm_rules
 from jaxllm.interop.rules.rule import Rule
 
@@ -56,21 +57,34 @@ def carried(layout: Layout) -> dict[str, str]:
     return dict.fromkeys(layout.names, "a layer that predicts further tokens")
 
 
-DEEPSEEK_V3 = described_family(
-    "deepseek_v3",
-    "DeepseekV3ForCausalLM",
-    (
-        latent_sizes(4096),
-        setting("rms_norm_eps", "norms.eps", float, 1e-6),
-        setting("tie_word_embeddings", "head.tied", bool, False),
-        switch("attention_bias", ("attention.qkv_bias", "attention.out_bias"), default=False),
-        activation("hidden_act", "silu"),
-        latent_rope(),
-        SPARSE.part,
-    ),
-    rules,
-    read_layout=read_layout,
-    axes=latent_axes,
-    carried=carried,
-    unlike={"*.self_attn@query": "the rotated pairs are in another order"},
-)
+def like_deepseek_v3(model_type: str, *parts: Part, **others: Any) -> Family:
+    """Returns the family of a `model_type` with DeepSeek-V3's fields and names.
+
+    Args:
+        model_type: see `Family`.
+        parts: of its config beside those of DeepSeek-V3.
+        others: see `described_family`.
+    """
+    return described_family(
+        model_type,
+        "DeepseekV3ForCausalLM",
+        (
+            latent_sizes(4096),
+            setting("rms_norm_eps", "norms.eps", float, 1e-6),
+            setting("tie_word_embeddings", "head.tied", bool, False),
+            switch("attention_bias", ("attention.qkv_bias", "attention.out_bias"), default=False),
+            activation("hidden_act", "silu"),
+            latent_rope(),
+            SPARSE.part,
+            *parts,
+        ),
+        rules,
+        read_layout=read_layout,
+        axes=latent_axes,
+        carried=carried,
+        unlike={"*.self_attn@query": "the rotated pairs are in another order"},
+        **others,
+    )
+
+
+DEEPSEEK_V3 = like_deepseek_v3("deepseek_v3")

@@ -3,18 +3,17 @@
 MiniMax, 2025.
 """
 
-from jaxllm.config import DecoderConfig, ExpertsConfig, LayerKind
+from jaxllm.config import DecoderConfig, LayerKind
 from jaxllm.interop.families.common.described.family import described_family
 from jaxllm.interop.families.common.described.part import Part, activation, fixed, setting
 from jaxllm.interop.families.common.described.rotary import full_attention, rope
 from jaxllm.interop.families.common.described.sizes import sizes
 from jaxllm.interop.families.common.experts import (
     expert_rules,
-    read_balance,
     read_expert_layout,
-    read_num_experts,
+    read_experts,
     unsupported_by_softmax_experts,
-    write_balance,
+    write_experts,
 )
 from jaxllm.interop.families.common.family import Layout
 from jaxllm.interop.families.common.fields import Fields, Json
@@ -24,6 +23,8 @@ from jaxllm.interop.rules.rule import Rule
 FIXED = {"attention.qk_norm": "full", "pattern": (LayerKind(mlp="experts"),)}
 ROTARY, FRACTION = "rotary_dim", "partial_rotary_factor"
 THETA = 5000000.0
+WIDTH = "intermediate_size"
+OF_EXPERTS = {"normalize": True, "correction_bias": True}
 ROPE = rope(THETA, fraction=1.0)
 
 
@@ -42,31 +43,15 @@ def write_rotary(config: DecoderConfig, base: Json) -> Json:
     return {**ROPE.write(config, base), ROTARY: rotated}
 
 
-def read_experts(fields: Fields) -> Json:
+def read_own_experts(fields: Fields) -> Json:
     """Reads the experts, which are as wide as `intermediate_size` says."""
-    experts = fields.build(
-        ExpertsConfig,
-        num_experts=read_num_experts(fields, 256),
-        top_k=fields.take("num_experts_per_tok", int, 8),
-        mlp_dim=fields.take("intermediate_size", int),
-        scores="sigmoid",
-        normalize=True,
-        correction_bias=True,
-        **read_balance(fields),
-    )
-    return {"experts": experts}
+    own = {"scores": "sigmoid", **OF_EXPERTS}
+    return {"experts": read_experts(fields, 256, 8, width=WIDTH, normalize=None, **own)}
 
 
-def write_experts(config: DecoderConfig, base: Json) -> Json:
-    """Writes the fields of `read_experts`."""
-    experts = config.experts
-    assert experts is not None, "refused otherwise"
-    return {
-        "num_local_experts": experts.num_experts,
-        "num_experts_per_tok": experts.top_k,
-        "intermediate_size": experts.mlp_dim,
-        **write_balance(experts, base),
-    }
+def write_own_experts(config: DecoderConfig, base: Json) -> Json:
+    """Writes the fields of `read_own_experts`."""
+    return write_experts(config, base, number="num_local_experts", width=WIDTH, normalize=False)
 
 
 def other_experts(config: DecoderConfig) -> dict[str, bool]:
@@ -75,11 +60,13 @@ def other_experts(config: DecoderConfig) -> dict[str, bool]:
     if experts is None:
         return common
     scores = f"experts.scores={experts.scores!r}"
-    own = {"normalize": True, "correction_bias": True}
     return {
         **common,
         scores: experts.scores != "sigmoid",
-        **{f"experts.{x}={getattr(experts, x)}": getattr(experts, x) != y for x, y in own.items()},
+        **{
+            f"experts.{x}={getattr(experts, x)}": getattr(experts, x) != y
+            for x, y in OF_EXPERTS.items()
+        },
     }
 
 
@@ -109,7 +96,7 @@ MINIMAX_M2 = described_family(
         fixed(FIXED),
         Part(read_rotary, write_rotary, ROPE.supports, ROPE.unsupported),
         full_attention(),
-        Part(read_experts, write_experts, ("experts",), other_experts),
+        Part(read_own_experts, write_own_experts, ("experts",), other_experts),
     ),
     rules,
     read_layout=read_expert_layout,

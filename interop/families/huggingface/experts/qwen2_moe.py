@@ -1,6 +1,7 @@
 """Qwen2 MoE in the Hugging Face format: experts beside a shared one, whose output has a gate."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from jaxllm.config import DecoderConfig, ExpertsConfig, LayerKind
 from jaxllm.interop.families.common.described.family import described_family
@@ -9,11 +10,10 @@ from jaxllm.interop.families.common.described.rotary import rope
 from jaxllm.interop.families.common.described.sizes import sizes
 from jaxllm.interop.families.common.experts import (
     expert_rules,
-    read_balance,
     read_expert_layout,
-    read_num_experts,
+    read_experts,
     unsupported_by_softmax_experts,
-    write_balance,
+    write_experts,
 )
 from jaxllm.interop.families.common.family import Layout
 from jaxllm.interop.families.common.fields import Fields, Json
@@ -36,12 +36,13 @@ from jaxllm.interop.rules.rule import Rule
 from .qwen3_moe import read_sparse_layers
 
 SHARED = "shared_expert"
+SHARED_WIDTH = "shared_expert_intermediate_size"
 
 
 def read_layers(fields: Fields) -> Json:
     """Reads the layers: which have experts, and which a window."""
     sparse, window, types = read_sparse_layers(fields), *_read_windows(fields)
-    experts = _read_experts(fields)
+    experts = read_gated_experts(fields, 60, 4, mlp_dim=1408, shared=5632)
     kinds = [
         LayerKind(
             attention=ATTENTION[name],
@@ -71,33 +72,33 @@ def _read_windows(fields: Fields) -> tuple[int | None, Sequence[str]]:
     return window, types
 
 
-def _read_experts(fields: Fields) -> ExpertsConfig | None:
-    return fields.build(
-        ExpertsConfig,
-        num_experts=read_num_experts(fields, 60),
-        top_k=fields.take("num_experts_per_tok", int, 4),
-        mlp_dim=fields.take("moe_intermediate_size", int, 1408),
-        shared_mlp_dim=fields.take("shared_expert_intermediate_size", int, 5632),
-        shared_gate=True,
-        normalize=fields.take("norm_topk_prob", bool, False),
-        **read_balance(fields),
-    )
+def read_gated_experts(
+    fields: Fields, *numbers: int, shared: int, **others: Any
+) -> ExpertsConfig | None:
+    """Reads experts beside a shared one with a gate, as `read_experts`.
+
+    `shared` is the default of the shared expert's width.
+    """
+    width = fields.take(SHARED_WIDTH, int, shared)
+    return read_experts(fields, *numbers, shared_mlp_dim=width, shared_gate=True, **others)
+
+
+def write_gated_experts(config: DecoderConfig, base: Json) -> Json:
+    """Writes the fields of `read_gated_experts` and `read_sparse_layers`."""
+    assert config.experts is not None, "refused otherwise"
+    return {
+        **write_experts(config, base),
+        SHARED_WIDTH: config.experts.shared_mlp_dim,
+        "decoder_sparse_step": 1,
+        "mlp_only_layers": layers_with_mlp(config, "dense"),
+    }
 
 
 def write_layers(config: DecoderConfig, base: Json) -> Json:
     """Writes the fields of `read_layers`."""
-    experts = config.experts
-    assert experts is not None, "refused otherwise"
     has_window = config.attention.window is not None
     return {
-        "num_experts": experts.num_experts,
-        "num_experts_per_tok": experts.top_k,
-        "moe_intermediate_size": experts.mlp_dim,
-        "shared_expert_intermediate_size": experts.shared_mlp_dim,
-        "norm_topk_prob": experts.normalize,
-        **write_balance(experts, base),
-        "decoder_sparse_step": 1,
-        "mlp_only_layers": layers_with_mlp(config, "dense"),
+        **write_gated_experts(config, base),
         "layer_types": write_layer_types(config),
         "use_sliding_window": has_window,
         "sliding_window": config.attention.window,
@@ -107,12 +108,19 @@ def write_layers(config: DecoderConfig, base: Json) -> Json:
 
 def rules(config: DecoderConfig, layout: Layout) -> list[Rule]:
     """Returns the rules for every tensor but the head; O is the one output of the gate."""
-    names = {"gate": "gate_proj", "up": "up_proj", "down": "down_proj"}
-    sparse = layers_with_mlp(config, "experts")
     return [
         *end_rules(),
         *norm_rules(attn_norm="input_layernorm", mlp_norm="post_attention_layernorm"),
         *attention_rules(config),
+        *mlp_rules(config, layout),
+    ]
+
+
+def mlp_rules(config: DecoderConfig, layout: Layout) -> list[Rule]:
+    """Returns the rules of MLPs, and of experts beside a shared one with a gate."""
+    names = {"gate": "gate_proj", "up": "up_proj", "down": "down_proj"}
+    sparse = layers_with_mlp(config, "experts")
+    return [
         *gated_mlp_rules(config, layers_with_mlp(config, "dense")),
         *expert_rules(config, layout, under="mlp", **names),
         *gated_mlp_rules(config, sparse, theirs=f"mlp.{SHARED}", ours="mlp.shared", width="S"),

@@ -2,14 +2,13 @@
 
 from collections.abc import Mapping
 
-from jaxllm.config import DecoderConfig, ExpertsConfig, LayerKind
+from jaxllm.config import DecoderConfig, LayerKind
 from jaxllm.interop.families.common.experts import (
     expert_rules,
-    read_balance,
     read_expert_layout,
-    read_num_experts,
+    read_experts,
     unsupported_by_softmax_experts,
-    write_balance,
+    write_experts,
 )
 from jaxllm.interop.families.common.family import Layout, RuleTable
 from jaxllm.interop.families.common.fields import Fields, Json
@@ -60,7 +59,7 @@ def read_config(fields: Fields, stored: Mapping[str, StoredTensor]) -> tuple[Jso
 def _read_layers(fields: Fields) -> Json:
     """Reads the pattern of layers, the window and the experts."""
     window, sparse = _read_window(fields), read_sparse_layers(fields)
-    experts = _read_experts(fields)
+    experts = read_experts(fields, 128, 8, mlp_dim=768)
     kinds = [
         LayerKind(
             attention="full" if window is None else "window",
@@ -93,17 +92,6 @@ def read_sparse_layers(fields: Fields) -> list[bool]:
     return [(i + 1) % step == 0 and i not in dense for i in range(count)]
 
 
-def _read_experts(fields: Fields) -> ExpertsConfig | None:
-    return fields.build(
-        ExpertsConfig,
-        num_experts=read_num_experts(fields, 128),
-        top_k=fields.take("num_experts_per_tok", int, 8),
-        mlp_dim=fields.take("moe_intermediate_size", int, 768),
-        normalize=fields.take("norm_topk_prob", bool, False),
-        **read_balance(fields),
-    )
-
-
 def write_config(config: DecoderConfig, base: Json) -> Json:
     """Writes a `config.json`. Raises ValueError for what the format does not support."""
     refuse(
@@ -118,12 +106,10 @@ def write_config(config: DecoderConfig, base: Json) -> Json:
             **unsupported_by_softmax_experts(config),
         },
     )
-    assert config.experts is not None, "refused above"
     json = {
         **write_decoder(config, base, "qwen3_moe", "Qwen3MoeForCausalLM"),
         **write_rope(config),
-        **_write_experts(config.experts),
-        **write_balance(config.experts, base),
+        **write_experts(config, base),
         "attention_bias": config.attention.qkv_bias,
         "decoder_sparse_step": 1,
         "mlp_only_layers": layers_with_mlp(config, "dense"),
@@ -132,15 +118,6 @@ def write_config(config: DecoderConfig, base: Json) -> Json:
         "max_window_layers": 0 if config.attention.window is not None else config.num_layers,
     }
     return {name: value for name, value in json.items() if name != "num_local_experts"}
-
-
-def _write_experts(experts: ExpertsConfig) -> Json:
-    return {
-        "num_experts": experts.num_experts,
-        "num_experts_per_tok": experts.top_k,
-        "moe_intermediate_size": experts.mlp_dim,
-        "norm_topk_prob": experts.normalize,
-    }
 
 
 def table(config: DecoderConfig, layout: Layout) -> RuleTable:

@@ -18,7 +18,10 @@ from jaxllm.train.data.placement import on_mesh
 from jaxllm.train.loss import LossConfig
 from jaxllm.train.objective import next_token_loss
 
-NAMES = ("gpt_oss", "deepseek_v3", "deepseek_v2", "glm4_moe", "minimax_m2")
+NAMES = (
+    *("gpt_oss", "deepseek_v3", "deepseek_v2", "glm4_moe", "minimax_m2", "qwen3_next"),
+    "qwen3_5_text",
+)
 LENGTHS = (5, 23, 1, 90)  # of prompts; the last is longer than any window
 NEW = 12
 TOLERANCE = 1e-5  # relative L2, float32

@@ -7,7 +7,7 @@ import pytest
 from planned_runs import GPU, TPU, run
 from tiny import TINY
 
-from jaxllm.config import AttentionConfig, LayerKind, with_fields
+from jaxllm.config import AttentionConfig, DeltaConfig, LayerKind, with_fields
 from jaxllm.layers.attention.mask import MaskSpec
 from jaxllm.train.planning.analytic.attention import attention_flops, mean_keys_seen
 from jaxllm.train.planning.analytic.program import flatten
@@ -33,6 +33,14 @@ def test_layers_of_several_kinds_count_each():
     mixed = with_fields(TINY, {"attention.window": 40}, pattern=kinds, num_layers=4)
     in_window = np.minimum(np.arange(T) + 1, 40).mean()
     assert mean_keys_seen(mixed, T) == (in_window + (T + 1) / 2) / 2
+
+
+def test_layers_with_a_recurrent_state_see_no_keys():
+    delta = DeltaConfig(num_heads=4, num_key_heads=2, key_dim=3, value_dim=5)
+    kinds = (LayerKind(attention="delta"), LayerKind())
+    mixed = with_fields(TINY, {"attention.delta": delta}, pattern=kinds, num_layers=4)
+    assert mean_keys_seen(mixed, T) == (T + 1) / 2
+    assert mean_keys_seen(with_fields(mixed, pattern=kinds[:1]), T) == 0
 
 
 @pytest.mark.parametrize(

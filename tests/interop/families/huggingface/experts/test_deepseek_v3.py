@@ -1,15 +1,21 @@
 """DeepSeek-V3: logits equal those of transformers; weights and config survive the round trip."""
 
+import json
+import re
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from broken_models import arrays_of
 from decoder_family import DecoderFamily
-from hf_case import DEEPSEEK, DEEPSEEK_YARN, Case, stored
+from hf_case import DEEPSEEK, DEEPSEEK_YARN, Case, stored, tokens_of
 from safetensors.torch import load_file, save_file
+from tiny import relative_l2
+from transformers import FineGrainedFP8Config
 
-from jaxllm.interop import CheckpointError, load_pretrained, save_pretrained
+from jaxllm.interop import CheckpointError, from_torch, load_pretrained, save_pretrained
 
 CASES = {
     "deepseek_v3": Case(
@@ -33,6 +39,13 @@ CASES = {
             "tie_word_embeddings": True,
         },
         without=("head_dim",),
+    ),
+    # Without experts it is a DeepSeek-V2 as well.
+    "deepseek_v3/dense": Case(
+        "DeepseekV3",
+        {**DEEPSEEK, "first_k_dense_replace": 5},
+        without=("head_dim",),
+        written_as="deepseek_v2",
     ),
 }
 
@@ -80,3 +93,51 @@ def test_another_layer_beyond_the_last_is_refused(released, tmp_path):
     save_file(tensors, file, {"format": "pt"})
     with pytest.raises(CheckpointError, match=r"model\.layers\.4\."):
         load_pretrained(tmp_path / "more")
+
+
+def in_fp8(folder: Path) -> None:
+    """Writes the projections of a checkpoint as released: in blocks of float8, with scales."""
+    file, size, written = folder / "model.safetensors", 4, {}
+    for name, x in load_file(file).items():
+        if not re.search(r"_proj(_with_mqa)?\.weight$", name):
+            written[name] = x if name.endswith("correction_bias") else x.bfloat16()
+            continue
+        rows, columns = (-(-n // size) for n in x.shape)
+        wide = torch.zeros(rows * size, columns * size)
+        wide[: x.shape[0], : x.shape[1]] = x
+        blocks = wide.reshape(rows, size, columns, size)
+        scale = blocks.abs().amax(dim=(1, 3)) / 448
+        whole = scale.repeat_interleave(size, 0).repeat_interleave(size, 1)
+        whole = whole[: x.shape[0], : x.shape[1]]
+        written[name] = (x / whole).to(torch.float8_e4m3fn)
+        written[f"{name}_scale_inv"] = scale
+    save_file(written, file, {"format": "pt"})
+    config = json.loads((folder / "config.json").read_text())
+    settings = {"quant_method": "fp8", "fmt": "e4m3", "activation_scheme": "dynamic"}
+    settings["weight_block_size"] = [size, size]
+    text = json.dumps({**config, "dtype": "bfloat16", "quantization_config": settings})
+    (folder / "config.json").write_text(text)
+
+
+@pytest.mark.exhaustive
+def test_blocks_of_float8_are_the_model_that_transformers_decodes(tmp_path):
+    """The same bits in bfloat16 from all projections, experts too, and the same logits."""
+    original = CASES["deepseek_v3"].build()
+    original.save_pretrained(tmp_path / "released")
+    in_fp8(tmp_path / "released")
+    decoded = type(original).from_pretrained(
+        tmp_path / "released",
+        quantization_config=FineGrainedFP8Config(dequantize=True, weight_block_size=(4, 4)),
+        attn_implementation="eager",
+    )
+    model = load_pretrained(tmp_path / "released")
+    ours, theirs = arrays_of(model), arrays_of(from_torch(decoded))
+    assert ours.keys() == theirs.keys()
+    for name, array in ours.items():
+        np.testing.assert_array_equal(array, theirs[name], err_msg=name)
+    save_pretrained(model, tmp_path / "ours")
+    tokens = tokens_of(original, batch_size=1)[:, :60]
+    with torch.no_grad():
+        expected = decoded.float().eval()(input_ids=torch.tensor(tokens)).logits.numpy()
+    found = load_pretrained(tmp_path / "ours", dtype="float32")(tokens).logits
+    assert relative_l2(found, expected) <= 1e-5

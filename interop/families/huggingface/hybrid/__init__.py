@@ -1,0 +1,1 @@
+"""Decoders some of whose layers have a recurrent state in place of attention."""

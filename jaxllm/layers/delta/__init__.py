@@ -1,0 +1,1 @@
+"""Gated DeltaNet: a recurrent state in place of attention."""
