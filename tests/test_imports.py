@@ -196,10 +196,12 @@ TABLE: dict[str, dict[str, set[str]]] = {
                 "loss",
                 "checkpoint_arrays",
                 "overrides",
+                "settings",
                 "speed",
             )
         },
-        "config": {"data", "loss", "mesh", "optimizers", "overrides", "speed"},
+        "config": {"data", "loss", "mesh", "optimizers", "overrides", "settings", "speed"},
+        "exporting": {"config"},
         "objective": {"loss"},
         "evaluation": {"data", "loss", "objective"},
         "preference": {"config", "data", "loss", "objective"},
@@ -215,7 +217,16 @@ TABLE: dict[str, dict[str, set[str]]] = {
             *("restarts", "step"),
         },
         "loop": {
-            *("checkpoint", "config", "data", "monitoring", "preference", "restarts", "setup"),
+            *(
+                "checkpoint",
+                "config",
+                "data",
+                "exporting",
+                "monitoring",
+                "preference",
+                "restarts",
+                "setup",
+            ),
             *("speed", "step"),
         },
         "cross_framework": {

@@ -27,17 +27,18 @@ from jaxllm.tokenization import ByteTokenizer, check_tokens, find_tokenizer
 from jaxllm.tokenization.finding import BYTES
 
 from .checkpoint import load_state
-from .config import ConfigError, TrainConfig, find_changes, from_stored, load_stored
+from .config import ConfigError, TrainConfig, from_stored, load_stored
 from .data import Data, PreferencesConfig, Tokenized
 from .data.batches import Batches, check_batch_size, check_epochs
 from .data.placement import on_mesh, own_rows
 from .finetuning.base import check_base, describe_base
 from .finetuning.start import init_state, model_to_train, starting_weights
 from .mesh import make_mesh
-from .optimizers.extension import describe_extension
 from .optimizers.schedule import make_schedule
 from .preference import stored
 from .preference.reference import needs_start
+from .restarts.changes import find_changes
+from .restarts.extension import describe_extension
 from .restarts.folder_lock import run_folder
 from .step import Steps, TrainState, make_steps
 
