@@ -99,7 +99,7 @@ TABLE: dict[str, dict[str, set[str]]] = {
         "conversion": {*READING, "adapters", "saving", "optimizer_state"},
         "in_memory": {*READING, "saving", "optimizer_state", "reference"},
         "pytrees": {*READING, "saving", "in_memory"},
-        "parity": {*READING, "saving", "reference", "pytrees"},
+        "parity": {*READING, "adapters", "saving", "reference", "pytrees"},
     },
     "jaxllm.interop.formats": {
         **{name: set() for name in ("byte_sizes", "stored_tensor")},
@@ -178,12 +178,14 @@ TABLE: dict[str, dict[str, set[str]]] = {
             *("alignment", "comparison", "execution", "levels", "numerics", "progress"),
             *("rendered_report", "report"),
         },
+        "both_sides": {"alignment", "numerics"},
         "checkpoint": {
-            *("alignment", "comparison", "levels", "numerics", "progress", "rendered_report"),
+            *("alignment", "both_sides", "comparison", "levels", "numerics", "progress"),
+            "rendered_report",
         },
         "golden": {
-            *("alignment", "checkpoint", "comparison", "execution", "levels", "numerics"),
-            *("progress", "recording", "rendered_report"),
+            *("alignment", "both_sides", "checkpoint", "comparison", "execution", "levels"),
+            *("numerics", "progress", "recording", "rendered_report"),
         },
     },
     "jaxllm.train": {

@@ -166,7 +166,8 @@ def open_merged(
             source, scale = arrays.arrays[kernel], adapter.scales[name]
             merged[kernel] = _merged(source, module.equation, scale, *factors)
     merged = {name: x.astype(arrays.arrays[name].dtype) for name, x in merged.items()}
-    files = [*arrays.files, *sorted(file for file in path.rglob("*") if file.is_file())]
+    own = path if (path / ADAPTER).is_file() else _step(path, step)  # a run may write others
+    files = [*arrays.files, *sorted(file for file in own.rglob("*") if file.is_file())]
     return dataclasses.replace(
         arrays,
         arrays={**arrays.arrays, **merged},

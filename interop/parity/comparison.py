@@ -18,6 +18,7 @@ from jaxllm.numerics.significance import FALSE_ALARMS
 from .alignment.adapters import adapter_of
 from .alignment.function_model import FunctionModel, JaxFunction
 from .alignment.inputs import Inputs, output_config
+from .alignment.peft_models import opened
 from .alignment.plain_modules import with_rules
 from .execution.jax_trace import PRECISION
 from .execution.recipe import Recipe
@@ -66,8 +67,9 @@ def compare(
     weights are compared, and all other levels fail.
 
     Args:
-        reference: a causal language model or an encoder-decoder of transformers, a model of
-            `jaxllm.interop.reference` or, with rules, any `torch.nn.Module`. Not changed.
+        reference: a causal language model or an encoder-decoder of transformers, a PeftModel of one
+            with LoRA, a model of `jaxllm.interop.reference` or, with rules, any `torch.nn.Module`.
+            Not changed. Of a PeftModel, the training levels train the adapter.
         model: the JAX model, its layers stacked or not, or a `JaxFunction` of parameters and
             tokens, which has rules of its own. Not changed.
         inputs: token ids, BT, or vectors, BTI, or `Inputs` with source and target. Some errors in
@@ -90,20 +92,21 @@ def compare(
             dtypes, the reference's family has no rules, or the tokens are not in the vocabulary.
     """
     given = Inputs.of(inputs)
-    compared, context = _prepare(reference, model, given, rules)
-    comparison = Comparison(
-        reference=reference,
-        model=compared,
-        inputs=given.with_labels(compared),
-        levels=select_levels(levels, levels_of(compared)),
-        recipe=recipe or Recipe(),
-        optimizer=optimizer,
-        store=store,
-        recordings=recordings,
-    )
-    with context:
-        _check(reference, compared, comparison.inputs)
-        return _compare(comparison)
+    with opened(reference) as inside:
+        compared, context = _prepare(inside, model, given, rules)
+        comparison = Comparison(
+            reference=inside,
+            model=compared,
+            inputs=given.with_labels(compared),
+            levels=select_levels(levels, levels_of(compared)),
+            recipe=recipe or Recipe(),
+            optimizer=optimizer,
+            store=store,
+            recordings=recordings,
+        )
+        with context:
+            _check(inside, compared, comparison.inputs)
+            return _compare(comparison)
 
 
 def _prepare(

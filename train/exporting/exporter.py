@@ -66,12 +66,13 @@ class Exporter:
             self._thread.start()
 
     def catch_up(self) -> None:
-        """Starts to export the newest step that was to be exported when the run ended, if any."""
+        """Exports what was to be exported when the run ended; the last is only started."""
         if self._every is None:
             return
         due = [step for step in list_steps(self._run) if self.is_due(step)]
-        if due and not self._place(due[-1]).exists():
-            self.begin(due[-1])
+        for step in due[-self._keep :]:
+            if not self._place(step).exists():
+                self.begin(step)
 
     def check(self) -> None:
         """Raises the error of an export, once."""
