@@ -211,7 +211,7 @@ TABLE: dict[str, dict[str, set[str]]] = {
         "cost": {"config", "data", "finetuning", "preference", "speed", "step"},
         "planning": {"config", "cost", "data", "finetuning", "mesh", "setup", "speed", "step"},
         "step": {"config", "data", "objective", "optimizers", "preference"},
-        "finetuning": {"config", "step"},
+        "finetuning": {"config", "data", "step"},
         "checkpoint": {"config", "finetuning", "step"},
         "restarts": {"config"},
         "setup": {

@@ -91,8 +91,11 @@ class TrainConfig:
                 "are learned by loss.dpo"
             )
         self.speed.check_steps(self.steps)
-        is_lora = self.optimizer.lora is not None
-        self.export.check(is_lora=is_lora, is_remote=is_remote(self.output))
+        if self.export.every is not None and is_remote(self.output):
+            raise ValueError(
+                f"export.every={self.export.every} needs a local output; of a run on an object "
+                "store, export a step with `jaxllm convert`"
+            )
 
 
 def load_config(

@@ -98,12 +98,12 @@ def train(
     with ExitStack() as stack:
         stack.enter_context(jax.set_mesh(mesh))
         check_lock = stack.enter_context(locked(folder))
+        exporter = stack.enter_context(open_exporter(config, folder, export))
         log.info("loading the data and the %s", "checkpoint" if resume else "model")
         with naming_the_run(config):
             run = _prepare(config, model, mesh, resume, resume_from)
             keep_origin(run.model, folder, config.data)
         start = int(run.state.step)
-        exporter = stack.enter_context(open_exporter(config, folder, export))
         checkpoints = stack.enter_context(
             open_checkpoints(folder / "checkpoints", config.keep, exporter.pinned)
         )

@@ -93,8 +93,8 @@ def _train(arguments: argparse.Namespace) -> int:
         start = None
     facts = {"config": to_dict(config), "options": options, "init_from": _sample_weights(start)}
     check_agreement(facts)  # before weights are read
-    model = _initial_weights(config, start)
-    result = train(_with_our_names(config, model), model, **options, export=export_step)
+    config, model = _with_weights(config, start)
+    result = train(config, model, **options, export=export_step)
     if jax.process_index() == 0:
         if result.held_out_loss is not None:
             say(f"held-out loss {result.held_out_loss:.4f} {result.unit}")
@@ -133,27 +133,30 @@ def _sample_weights(start: str | None) -> dict[str, str]:
     return sample(folder.rglob("*"), folder)
 
 
-def _initial_weights(config: "TrainConfig", start: str | None) -> "Model | None":
-    """Loads the weights that a run starts from, onto its mesh."""
+def _with_weights(config: "TrainConfig", start: str | None) -> "tuple[TrainConfig, Model | None]":
+    """Loads the weights that a run starts from, onto its mesh, also those of an adapter.
+
+    LoRA's settings in the config get our names; those of an adapter are taken if it has none.
+    """
+    from jaxllm.hub import local_path
     from jaxllm.interop import load_pretrained
+    from jaxllm.interop.adapters.continuing import load_start
+    from jaxllm.interop.adapters.merging import is_adapter
+    from jaxllm.interop.adapters.targets import in_our_names
     from jaxllm.train import make_mesh
     from jaxllm.train.finetuning.start import start_dtype
 
     if start is None:
-        return None
-    mesh, dtype = make_mesh(**dataclasses.asdict(config.mesh)), start_dtype(config)
-    return load_pretrained(start, mesh=mesh, dtype=dtype, strict=config.strict, allow=config.allow)
-
-
-def _with_our_names(config: "TrainConfig", model: "Model | None") -> "TrainConfig":
-    """Returns the config of a run; LoRA's targets may be given under PyTorch's names."""
-    from jaxllm.interop.adapters.targets import in_our_names
-
-    optimizer = config.optimizer
-    if optimizer.lora is None or model is None:
-        return config
-    named = dataclasses.replace(optimizer, lora=in_our_names(optimizer.lora, model))
-    return dataclasses.replace(config, optimizer=named)
+        return config, None
+    mesh, lora = make_mesh(**dataclasses.asdict(config.mesh)), config.optimizer.lora
+    options = {"mesh": mesh, "strict": config.strict, "allow": config.allow}
+    if is_adapter(local_path(start)):
+        model, lora = load_start(start, lora, **options)
+    else:
+        model = load_pretrained(start, dtype=start_dtype(config), **options)
+        lora = None if lora is None else in_our_names(lora, model)
+    optimizer = dataclasses.replace(config.optimizer, lora=lora)
+    return dataclasses.replace(config, optimizer=optimizer), model
 
 
 def read_run_config(arguments: argparse.Namespace, path: str | None = None) -> "TrainConfig":

@@ -41,6 +41,10 @@ class Exporter:
         self.pinned: set[int] = set()
         if self._every is None:
             return
+        try:
+            config.export.check(config.optimizer.lora is not None)
+        except ValueError as error:
+            raise ConfigError(str(error)) from None
         if write is None:
             raise ConfigError(
                 f"export.every={self._every} needs what writes exports: train(config, "
@@ -137,7 +141,7 @@ def open_exporter(config: TrainConfig, run: Any, write: WriteExport | None) -> I
         write: writes one.
 
     Raises:
-        ConfigError: the config asks for exports, and nothing writes them.
+        ConfigError: the config asks for exports that the run does not have, or nothing writes them.
     """
     exporter = Exporter(config, run, write)
     try:

@@ -23,18 +23,13 @@ class ExportConfig:
         check_fields(self, "export.")
         check_counts(self, "every", "keep", prefix="export.")
 
-    def check(self, *, is_lora: bool, is_remote: bool) -> None:
+    def check(self, is_lora: bool) -> None:
         """Raises ValueError if the run has no such exports."""
         if self.to == "peft" and not is_lora:
             raise ValueError("export.to='peft' writes an adapter, but optimizer.lora is not set")
         if self.dtype is not None and self.format(is_lora) == "peft":
             raise ValueError(
                 f"export.dtype={self.dtype!r}: an adapter is written in float32; set export.to='hf'"
-            )
-        if self.every is not None and is_remote:
-            raise ValueError(
-                f"export.every={self.every} needs a local output; of a run on an object store, "
-                "export a step with `jaxllm convert`"
             )
 
     def format(self, is_lora: bool) -> Literal["hf", "peft"]:

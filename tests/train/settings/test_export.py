@@ -19,16 +19,15 @@ def test_invalid_settings_are_reported(changes, message):
 
 
 @pytest.mark.parametrize(
-    ("settings", "run", "message"),
+    ("settings", "is_lora", "message"),
     [
-        ({"to": "peft"}, {}, "optimizer.lora is not set"),
-        ({"dtype": "bfloat16"}, {"is_lora": True}, "set export.to='hf'"),
-        ({"every": 2}, {"is_remote": True}, "export.every=2 needs a local output"),
+        ({"to": "peft"}, False, "optimizer.lora is not set"),
+        ({"dtype": "bfloat16"}, True, "set export.to='hf'"),
     ],
 )
-def test_settings_that_do_not_fit_the_run_are_refused(settings, run, message):
+def test_settings_that_do_not_fit_the_run_are_refused(settings, is_lora, message):
     with pytest.raises(ValueError, match=message):
-        ExportConfig(**settings).check(**{"is_lora": False, "is_remote": False, **run})
+        ExportConfig(**settings).check(is_lora)
 
 
 def test_the_format_follows_what_is_trained():
