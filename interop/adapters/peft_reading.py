@@ -76,7 +76,7 @@ def factors_of(
     scales: dict[str, float] = {}
     parts: dict[str, dict[tuple[int, ...], tuple[Matrix, Matrix]]] = {}
     for own in places.values():
-        keys = _factor_keys(own[0], left)
+        keys = factor_keys(own[0], left)
         if keys is None:
             continue
         a, b = (_read(left.pop(key)) for key in keys)
@@ -96,7 +96,7 @@ def _read(tensor: Any) -> Matrix:
     return found.astype(np.result_type(found.dtype, np.float32))
 
 
-def _factor_keys(place: Place, stored: Mapping[str, Any]) -> tuple[str, str] | None:
+def factor_keys(place: Place, stored: Mapping[str, Any]) -> tuple[str, str] | None:
     """Returns the names of the factors of a tensor, if they are stored."""
     names = [place.module]
     if place.num_experts > 1:  # PEFT names the module, and nests its adapted parameters

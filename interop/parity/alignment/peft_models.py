@@ -9,7 +9,7 @@ import numpy as np
 
 from jaxllm.errors import UserError
 from jaxllm.interop.adapters.peft_config import check_peft_fields
-from jaxllm.interop.adapters.peft_reading import factors_of
+from jaxllm.interop.adapters.peft_reading import factor_keys, factors_of
 from jaxllm.interop.adapters.places import find_places, group_places, module_rules
 from jaxllm.interop.formats.lazy_tensor import from_array
 from jaxllm.lora.attach import FACTORS, projections, without_factors
@@ -115,6 +115,8 @@ class Factors:
         _, rules = module_rules(base)
         self._places = group_places(find_places(base, rules))
         self._model, self._scales = base, find_scales(reference)
+        given = {name: x.detach() for name, x in reference.named_parameters()}
+        self._given = {_saved_name(name): x for name, x in given.items() if FACTOR.search(name)}
 
     @property
     def shared(self) -> list[str]:
@@ -122,7 +124,7 @@ class Factors:
         return [
             own[0].module
             for own in self._places.values()
-            if len({place.projection for place in own}) > 1 and self._scale(own[0].module)
+            if len({place.projection for place in own}) > 1 and factor_keys(own[0], self._given)
         ]
 
     def arrays(self, tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -137,9 +139,7 @@ class Factors:
         self, tensors: Mapping[str, np.ndarray]
     ) -> tuple[dict[str, float], dict[str, np.ndarray]]:
         stored = {
-            FACTOR.sub(r".\1.weight", name): from_array(x)
-            for name, x in tensors.items()
-            if FACTOR.search(name)
+            _saved_name(name): from_array(x) for name, x in tensors.items() if FACTOR.search(name)
         }
         return factors_of(
             self._places, stored, self._model, lambda module, _: self._scale(module) or 0.0
@@ -148,6 +148,11 @@ class Factors:
     def _scale(self, module: str) -> float | None:
         """Returns the scale of a module; of experts, that of the module that holds them."""
         return self._scales.get(module, self._scales.get(module.rpartition(".")[0]))
+
+
+def _saved_name(name: str) -> str:
+    """Returns the name of a factor in PEFT's files, which leave out that of the adapter."""
+    return FACTOR.sub(r".\1.weight", name)
 
 
 def our_factors(model: Model) -> dict[str, float]:
