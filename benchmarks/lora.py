@@ -51,7 +51,9 @@ class LoraCase(Case):
 
         torch, transformers = require_torch()
         config = transformers.LlamaConfig(**write_config(self.model, {}))
-        options = peft.LoraConfig(r=LORA.rank, lora_alpha=int(LORA.alpha), target_modules="all-linear")
+        options = peft.LoraConfig(
+            r=LORA.rank, lora_alpha=int(LORA.alpha), target_modules="all-linear"
+        )
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             model = peft.get_peft_model(transformers.LlamaForCausalLM(config), options).train()

@@ -72,6 +72,11 @@ def _train(arguments: argparse.Namespace) -> int:
             arguments.parser.error("the following arguments are required: CONFIG")
         arguments.parser.print_help()
         return 0
+    log_to_stderr()
+    if arguments.profile is not None:
+        arguments.overrides = [*arguments.overrides, "--speed.profile", arguments.profile]
+    if {"-h", "--help"} & set(arguments.overrides):  # soon, without what a run needs
+        read_run_config(arguments)
     join_processes(arguments)
     import jax
 
@@ -82,9 +87,6 @@ def _train(arguments: argparse.Namespace) -> int:
     from jaxllm.train.preference.reference import needs_start
     from jaxllm.train.restarts.stopping import resume_command
 
-    log_to_stderr()
-    if arguments.profile is not None:
-        arguments.overrides = [*arguments.overrides, "--speed.profile", arguments.profile]
     config = read_run_config(arguments)
     options = {"resume": arguments.resume, "resume_from": arguments.resume_from}
     # What LoRA adds to, and what DPO compares with, is no part of a run's checkpoints.

@@ -1,5 +1,7 @@
 """Tests of `jaxllm train`."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -96,3 +98,23 @@ def test_a_step_that_a_run_does_not_have_leaves_nothing_behind(tmp_path, capsys)
     assert main(["train", *arguments, "--resume-from", "7", "--mesh.data", "8"]) == 2
     assert "has no checkpoint of step 7; it has none" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+HELP = """
+import sys
+from jaxllm.cli import main
+try:
+    main(["train", sys.argv[1], "--help"])
+finally:
+    late = ("grain", "orbax.checkpoint", "torch", "transformers", "jaxllm.interop", "matplotlib")
+    print("imported:", *[name for name in late if name in sys.modules])
+"""
+
+
+def test_the_help_of_a_config_is_in_groups_and_imports_little():
+    """Each of these packages takes tenths of a second to import."""
+    command = [sys.executable, "-c", HELP, str(ROOT / "configs" / "tiny.yaml")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "imported:"
+    for group in ("model", "data", "optimizer", "logging", "export", "mesh", "loss", "speed"):
+        assert f"─ {group} options" in done.stdout
