@@ -68,18 +68,16 @@ def compare(
 
     Args:
         reference: a causal language model or an encoder-decoder of transformers, a PeftModel of one
-            with LoRA, a model of `jaxllm.interop.reference` or, with rules, any `torch.nn.Module`.
-            Not changed. Of a PeftModel, the training levels train the adapter.
+            (training trains its LoRA), a model of `jaxllm.interop.reference` or, with rules, any
+            `torch.nn.Module`. Not changed.
         model: the JAX model, its layers stacked or not, or a `JaxFunction` of parameters and
             tokens, which has rules of its own. Not changed.
         inputs: token ids, BT, or vectors, BTI, or `Inputs` with source and target. Some errors in
             positions show only beyond a few hundred tokens. Padding is not compared.
-        levels: by default all that exist for the model. `weights`: every tensor, bit by bit;
-            `config`: every field that affects the numbers; `logits`: the predictions; `layers`:
-            every activation; `gradients`: of every parameter; `step`: of AdamW; `curve`: the losses
-            of 20 steps; `generate`: greedy and beam search, or the continuation of vectors.
+        levels: of weights, config, logits, layers, gradients, step, curve and generate, which
+            docs/parity.md explains; by default all that exist for the model.
         recipe: the training recipe of both sides; by default 20 steps of AdamW.
-        optimizer: another implementation of the recipe for the JAX side, for `model`'s parameters.
+        optimizer: another implementation of the recipe for the JAX side.
         store: the store for all activations.
         rules: rules of a custom reference (docs/rules.md): a Python file, which is run, or an
             object with the same attributes. Their `config` reads the config file that `model` was
