@@ -167,7 +167,7 @@ def _train_steps(
         held_out = _evaluate(steps, state, batches, mesh, config)
     if step == 0:
         logger.held_out(0, *held_out)
-    exporter.catch_up()
+    exporter.catch_up(step)
     data = batches.train(step)
     try:
         while step < config.steps and not stopped:

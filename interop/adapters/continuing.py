@@ -15,7 +15,7 @@ from jaxllm.models import Model
 from jaxllm.params import named_parameters, unstack_name
 
 from .adapter import Adapter
-from .merging import load_adapter, open_adapter
+from .merging import find_base, is_adapter, load_adapter, open_adapter
 from .targets import as_patterns, in_our_names
 
 
@@ -55,6 +55,12 @@ def load_start(
     check_factors(model, given)
     _check_full(adapter, given, base)
     return model, given
+
+
+def find_checkpoint(start: str | Path) -> Path:
+    """Returns the whole model that a run starts from: of an adapter, its base."""
+    place = local_path(start)
+    return find_base(place, None) if is_adapter(place) else place
 
 
 def lora_of(adapter: Adapter, base: Model) -> LoraConfig:

@@ -69,10 +69,15 @@ class Exporter:
             self._thread = threading.Thread(target=self._export, args=(step,), daemon=True)
             self._thread.start()
 
-    def catch_up(self) -> None:
-        """Exports what was to be exported when the run ended; the last is only started."""
+    def catch_up(self, start: int) -> None:
+        """Exports what was to be exported when the run ended; the last is only started.
+
+        Exports of later steps than `start`, where the run goes on, are moved to aside/exports.
+        """
         if self._every is None:
             return
+        if jax.process_index() == 0:
+            self._set_aside(start)
         due = [step for step in list_steps(self._run) if self.is_due(step)]
         for step in due[-self._keep :]:
             if not self._place(step).exists():
@@ -108,7 +113,6 @@ class Exporter:
                     return
             assert self._write is not None, "a run with exports has it"
             place = self._place(step)
-            _remove(place)  # of a run that went back to an earlier step
             place.parent.mkdir(exist_ok=True)
             self._write(Path(self._run), place, step=step, **self._options)
             kept = [int(path.name) for path in place.parent.iterdir() if path.name.isdecimal()]
@@ -116,6 +120,14 @@ class Exporter:
                 _remove(self._place(old))
         except BaseException as error:
             self._error = error
+
+    def _set_aside(self, start: int) -> None:
+        for path in (Path(self._run) / FOLDER).glob("*"):
+            if path.name.isdecimal() and int(path.name) > start:
+                aside = Path(self._run) / "aside" / FOLDER / path.name
+                aside.parent.mkdir(parents=True, exist_ok=True)
+                shutil.rmtree(aside, ignore_errors=True)
+                path.replace(aside)
 
     def _remove_unfinished(self) -> None:
         for path in (Path(self._run) / FOLDER).glob(f"*{UNFINISHED}"):

@@ -143,16 +143,29 @@ def test_what_a_killed_run_left_is_removed_and_made_again(small, tmp_path):
     (run / "exports" / "2.partial").mkdir(parents=True)
     with open_exporter(small, run, write) as exporter:
         assert exports(run) == []
-        exporter.catch_up()
+        exporter.catch_up(3)
         exporter.finish()
         assert exports(run) == ["2"]
         (run / "exports" / "2" / "weights").write_text("mine")
-        exporter.catch_up()  # it is there
+        exporter.catch_up(3)  # it is there
         exporter.finish()
         assert (run / "exports" / "2" / "weights").read_text() == "mine"
-        exporter.begin(2)  # as after going back to an earlier step
+
+
+def test_exports_after_the_step_where_a_run_goes_on_are_set_aside(small, tmp_path):
+    run = tmp_path / "run"
+    make_steps(run, 2)
+    for step in (2, 4):
+        (run / "exports" / str(step)).mkdir(parents=True)
+        (run / "exports" / str(step) / "weights").write_text("earlier")
+    with open_exporter(small, run, write) as exporter:
+        exporter.catch_up(2)
+        assert exports(run) == ["2"]
+        assert (run / "aside" / "exports" / "4" / "weights").read_text() == "earlier"
+        make_steps(run, 4)
+        exporter.begin(4)
         exporter.finish()
-        assert (run / "exports" / "2" / "weights").read_text() == "2 hf None"
+    assert (run / "exports" / "4" / "weights").read_text() == "4 hf None"
 
 
 def test_a_run_that_fails_does_not_wait_for_a_checkpoint(small, tmp_path):
