@@ -99,4 +99,4 @@ def test_an_adapter_is_trained_on(data, byte_model, capsys):
     assert "--lora: adapter is an adapter, which is trained on as it is" in capsys.readouterr().err
     assert main(["new", "more", *arguments]) == 0
     assert load_config("more.yaml").optimizer.lora is None
-    assert main(["data", "more.yaml"]) == 0
+    assert main(["data", "more.yaml", "--batch-size", "1"]) == 0
