@@ -19,7 +19,8 @@ from weak_bugs import STRENGTHS, WeakBug
 from jaxllm.interop import load_pretrained
 from jaxllm.interop.parity import Report, compare
 from jaxllm.interop.parity.alignment.inputs import Inputs
-from jaxllm.interop.parity.checkpoint import InputOptions, open_both
+from jaxllm.interop.parity.both_sides import open_both
+from jaxllm.interop.parity.checkpoint import InputOptions
 from jaxllm.interop.parity.comparison import DRAWS_TO_DECIDE
 from jaxllm.interop.parity.levels.forward import judge, record_forward
 from jaxllm.interop.parity.levels.sides import Comparison

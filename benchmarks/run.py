@@ -22,6 +22,7 @@ import export_weights
 import generation
 import import_weights
 import jax
+import lora
 import state_dicts
 import train_step
 from rich.console import Console
@@ -34,7 +35,8 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=7, help="timed runs (%(default)s)")
     parser.add_argument("--json", help="file to write the results to")
     arguments = parser.parse_args()
-    results = [benchmark.run(arguments.rounds) for benchmark in (train_step, decode)]
+    results = train_step.run(arguments.rounds) + lora.run(arguments.rounds)
+    results.append(decode.run(arguments.rounds))
     results += generation.run(arguments.rounds)
     results += experts.run(arguments.rounds)
     results += import_weights.run(arguments.rounds)

@@ -1,6 +1,6 @@
 """Optimizer steps of a Llama: jaxllm against transformers in PyTorch, on the same tokens.
 
-In `make bench`: 32M parameters, float32, eager PyTorch.
+In `make bench`: 32M parameters, float32, PyTorch eager and compiled.
 """
 
 import dataclasses
@@ -106,8 +106,12 @@ class Case:
         return step
 
 
-def run(rounds: int) -> Comparison:
-    """Measures the small model."""
-    return Case(LLAMA, batch_size=4, seq_len=512).compare(
-        "train step, 32M, B 4, T 512", rounds, target=0.8
-    )
+def run(rounds: int) -> list[Comparison]:
+    """Measures the small model against eager PyTorch and against `torch.compile`."""
+    eager = Case(LLAMA, batch_size=4, seq_len=512)
+    compiled = dataclasses.replace(eager, is_compiled=True)
+    name = "train step, 32M, B 4, T 512"
+    return [
+        eager.compare(f"{name}, eager", rounds, target=1.3),
+        compiled.compare(f"{name}, torch.compile", rounds, target=1.0),
+    ]

@@ -1,6 +1,7 @@
 """Checkpoints of PyTorch models, in and out. Reading and writing them needs no PyTorch."""
 
 from .conversion.convert import Conversion, convert
+from .conversion.export_step import export_step
 from .formats.stored_tensor import CheckpointError
 from .in_memory.from_torch import from_torch
 from .in_memory.to_torch import to_torch
@@ -28,6 +29,7 @@ __all__ = [
     "Suggestions",
     "Verification",
     "convert",
+    "export_step",
     "from_torch",
     "inspect",
     "load_into",

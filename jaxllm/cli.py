@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from .commands import checkpoints, convert, failures, parity, runs
 from .commands.environment import open_streams, set_environment
 from .commands.generation import chat, generate, serve
-from .commands.operations import data, doctor, evaluate, new, watching
+from .commands.operations import data, doctor, evaluate, new, plan, watching
 from .commands.options import AddCommand
 from .commands.parser import CommandParser, Run, ShowVersions
 from .commands.walkthroughs import commands as walkthroughs
@@ -70,7 +70,7 @@ def make_parser() -> CommandParser:
         return command
 
     add_command: AddCommand = add
-    first = (walkthroughs, new, runs, data, generate, chat, serve, evaluate, convert)
+    first = (walkthroughs, new, runs, plan, data, generate, chat, serve, evaluate, convert)
     for module in (*first, checkpoints, parity, doctor, watching):
         module.add_commands(add_command)
     return parser

@@ -29,6 +29,7 @@ from jaxllm.train.mesh import MeshConfig
 from jaxllm.train.monitoring.metrics import read_results
 from jaxllm.train.optimizers.config import OptimizerConfig
 from jaxllm.train.optimizers.schedule import make_schedule
+from jaxllm.train.settings.logging import LoggingConfig
 from jaxllm.train.setup import make_batches, make_run_mesh
 
 BEFORE, AFTER = 4, 6  # steps before and after the handover
@@ -130,7 +131,7 @@ def make(text) -> Callable[..., TrainConfig]:
             mesh=MeshConfig(fsdp=4, tensor=2),
             save_every=2,
             keep=9,
-            tensorboard=False,
+            logging=LoggingConfig(tensorboard=False),
         )
         return dataclasses.replace(run, **changes)
 

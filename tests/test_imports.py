@@ -100,7 +100,7 @@ TABLE: dict[str, dict[str, set[str]]] = {
         "conversion": {*READING, "adapters", "saving", "optimizer_state"},
         "in_memory": {*READING, "saving", "optimizer_state", "reference"},
         "pytrees": {*READING, "saving", "in_memory"},
-        "parity": {*READING, "saving", "reference", "pytrees"},
+        "parity": {*READING, "adapters", "saving", "reference", "pytrees"},
     },
     "jaxllm.interop.formats": {
         **{name: set() for name in ("byte_sizes", "stored_tensor")},
@@ -179,12 +179,14 @@ TABLE: dict[str, dict[str, set[str]]] = {
             *("alignment", "comparison", "execution", "levels", "numerics", "progress"),
             *("rendered_report", "report"),
         },
+        "both_sides": {"alignment", "numerics"},
         "checkpoint": {
-            *("alignment", "comparison", "levels", "numerics", "progress", "rendered_report"),
+            *("alignment", "both_sides", "comparison", "levels", "numerics", "progress"),
+            "rendered_report",
         },
         "golden": {
-            *("alignment", "checkpoint", "comparison", "execution", "levels", "numerics"),
-            *("progress", "recording", "rendered_report"),
+            *("alignment", "both_sides", "checkpoint", "comparison", "execution", "levels"),
+            *("numerics", "progress", "recording", "rendered_report"),
         },
     },
     "jaxllm.train": {
@@ -197,10 +199,12 @@ TABLE: dict[str, dict[str, set[str]]] = {
                 "loss",
                 "checkpoint_arrays",
                 "overrides",
+                "settings",
                 "speed",
             )
         },
-        "config": {"data", "loss", "mesh", "optimizers", "overrides", "speed"},
+        "config": {"data", "loss", "mesh", "optimizers", "overrides", "settings", "speed"},
+        "exporting": {"config"},
         "objective": {"loss"},
         "evaluation": {"data", "loss", "objective"},
         "preference": {"config", "data", "loss", "objective"},
@@ -208,7 +212,7 @@ TABLE: dict[str, dict[str, set[str]]] = {
         "cost": {"config", "data", "finetuning", "preference", "speed", "step"},
         "planning": {"config", "cost", "data", "finetuning", "mesh", "setup", "speed", "step"},
         "step": {"config", "data", "objective", "optimizers", "preference"},
-        "finetuning": {"config", "step"},
+        "finetuning": {"config", "data", "step"},
         "checkpoint": {"config", "finetuning", "step"},
         "restarts": {"config"},
         "setup": {
@@ -216,7 +220,16 @@ TABLE: dict[str, dict[str, set[str]]] = {
             *("restarts", "step"),
         },
         "loop": {
-            *("checkpoint", "config", "data", "monitoring", "preference", "restarts", "setup"),
+            *(
+                "checkpoint",
+                "config",
+                "data",
+                "exporting",
+                "monitoring",
+                "preference",
+                "restarts",
+                "setup",
+            ),
             *("speed", "step"),
         },
         "cross_framework": {

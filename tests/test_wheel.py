@@ -157,3 +157,11 @@ def test_the_wheel_installs_a_single_top_level_name(environment):
     [site] = (environment / "env" / "lib").glob("python*/site-packages")
     ours = {path.name for path in site.iterdir() if not path.is_symlink()}
     assert {name for name in ours if not name.endswith(".dist-info")} == {"jaxllm"}
+
+
+def test_a_preset_of_the_wheel_becomes_the_file_of_a_run(environment, tmp_path):
+    (tmp_path / "lines.jsonl").write_text('{"text": "a line"}\n' * 9)
+    command = ("jaxllm", "new", "mine", "--from", "llama3-8b", "--data", "lines.jsonl")
+    done = run(environment, *command, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "embed_dim: 4096" in (tmp_path / "mine.yaml").read_text()

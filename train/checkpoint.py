@@ -4,7 +4,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -157,15 +157,27 @@ def load_state(step: Path, abstract: TrainState, start: TrainState | None = None
     return TrainState(items["model"], items["optimizer"], number, **fixed)
 
 
+class _Pinned(ocp.training.preservation_policies.PreservationPolicy):
+    """Preserves the checkpoints of these steps."""
+
+    def __init__(self, steps: Collection[int]):
+        self._steps = steps
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> Sequence[bool]:
+        return [checkpoint.step in self._steps for checkpoint in checkpoints]
+
+
 @contextmanager
-def open_checkpoints(folder: Any, keep: int) -> Iterator[Checkpoints]:
+def open_checkpoints(folder: Any, keep: int, pinned: Collection[int] = ()) -> Iterator[Checkpoints]:
     """Opens the checkpoints in `folder`; on exit, waits until the last one is written.
 
     Args:
         folder: contains one subfolder per saved step.
         keep: how many of the newest checkpoints to keep.
+        pinned: steps to keep besides, read at each save.
     """
-    policy = ocp.training.preservation_policies.LatestN(keep)
+    policies = ocp.training.preservation_policies
+    policy = policies.AnyPreservationPolicy([policies.LatestN(keep), _Pinned(pinned)])
     folder.mkdir(parents=True, exist_ok=True)
     checkpointer = ocp.training.Checkpointer(
         folder, preservation_policy=policy, cleanup_tmp_directories=True

@@ -9,7 +9,6 @@ from typing import Any, ClassVar
 from jaxllm.config import AttentionKernel, Config, Dtype, Remat, config_class, upgraded
 from jaxllm.config.checks import check_counts, check_fields, check_seed, show
 from jaxllm.config.problems import Location, explain
-from jaxllm.differences import differences
 from jaxllm.errors import UserError
 from jaxllm.hub import local_path
 from jaxllm.storage.paths import absolute_path, is_remote
@@ -22,7 +21,10 @@ from .data.mixture import find_problems
 from .loss import LossConfig
 from .mesh import MeshConfig
 from .optimizers.config import OptimizerConfig
-from .overrides import apply_overrides, correct_names, parse_overrides
+from .overrides import apply_overrides, correct_names, parse_overrides, renamed
+from .settings.export import ExportConfig
+from .settings.logging import LoggingConfig
+from .settings.old_names import with_new_names
 from .speed.options import SpeedConfig
 
 
@@ -35,7 +37,12 @@ class TrainConfig:
     """A training run: everything needed to reproduce it."""
 
     __pydantic_config__: ClassVar = {"extra": "forbid"}
-    RENAMED: ClassVar = {"loss_chunk": "loss.chunk_tokens, which counts tokens per device"}
+    RENAMED: ClassVar = {
+        "loss_chunk": "loss.chunk_tokens, which counts tokens per device",
+        "log_every": "logging.every",
+        "tensorboard": "logging.tensorboard",
+        "wandb": "logging.wandb",
+    }
 
     output: str  # folder for the config, metrics, loss plot and checkpoints
     steps: int
@@ -54,13 +61,12 @@ class TrainConfig:
     loss: LossConfig = LossConfig()
     attention_kernel: AttentionKernel | None = None  # None: the model's attention.kernel
     seed: int = 0  # for the initial weights and dropout
-    log_every: int = 10  # steps between progress lines, if the output is not a terminal
     eval_every: int = 100
     eval_batches: int = 16  # maximum number of held-out batches per evaluation
     save_every: int = 100
     keep: int = 2  # number of newest checkpoints to keep
-    tensorboard: bool | None = None  # None: log to TensorBoard if tensorboardX is installed
-    wandb: str | None = None  # Weights & Biases project to log to
+    export: ExportConfig = ExportConfig()  # while training
+    logging: LoggingConfig = LoggingConfig()
     speed: SpeedConfig = SpeedConfig()
 
     def __post_init__(self) -> None:
@@ -68,7 +74,7 @@ class TrainConfig:
         check_seed(self.seed)
         if (self.model is None) == (self.init_from is None):
             raise ValueError("give either model or init_from")
-        counts = ("steps", "batch_size", "seq_len", "accumulate", "log_every", "eval_every")
+        counts = ("steps", "batch_size", "seq_len", "accumulate", "eval_every")
         check_counts(self, *counts, "eval_batches", "save_every", "keep")
         if self.batch_size % self.accumulate:
             raise ValueError(
@@ -85,13 +91,11 @@ class TrainConfig:
                 "are learned by loss.dpo"
             )
         self.speed.check_steps(self.steps)
-
-
-# Fields that a resumed run may change: where and how it runs, not what it computes.
-FREE_ON_RESUME = (
-    *("output", "mesh", "log_every", "eval_every", "eval_batches", "save_every", "keep"),
-    *("tensorboard", "wandb", "speed", "init_from", "strict", "allow", "loss.chunk_tokens"),
-)
+        if self.export.every is not None and is_remote(self.output):
+            raise ValueError(
+                f"export.every={self.export.every} needs a local output; of a run on an object "
+                "store, export a step with `jaxllm convert`"
+            )
 
 
 def load_config(
@@ -123,7 +127,8 @@ def load_config(
         return from_dict(data, str(path))
     classes = _select_classes(data, [override.path for override in given])
     init_from = None if data.get("model") else data.get("init_from")
-    if wrong := [*correct_names(given, classes["model"], init_from)]:
+    wrong = [*correct_names(given, classes["model"], init_from)]
+    if wrong := [*wrong, *renamed(given, TrainConfig, classes)]:
         raise ConfigError("\n".join(wrong))
     applied = apply_overrides(data, given, TrainConfig, classes)
     config = _validate(applied.data, classes, functools.partial(applied.origin, file=str(path)))
@@ -225,7 +230,7 @@ def _upgraded(run: Any, place: str = "the checkpoint") -> Any:
     """
     if not isinstance(run, dict):
         return run
-    run = {name: value for name, value in run.items() if name not in TrainConfig.RENAMED}
+    run = with_new_names(run)
     data, model = run.get("data"), run.get("model")
     if isinstance(data, dict) and "text_key" in data and "packing" not in data:
         bos = None if data.get("tokenizer") is None else False
@@ -257,36 +262,11 @@ def save_config(config: TrainConfig, path: Path) -> None:
 
     if path.exists() and load_stored(path) == config:
         return
-    write_whole(path, yaml.safe_dump(_tuples_to_lists(to_dict(config)), sort_keys=False))
+    write_whole(path, yaml.safe_dump(to_plain(config), sort_keys=False))
 
 
-def find_changes(saved: dict[str, Any], config: TrainConfig, step: int) -> list[str]:
-    """Returns one line per field that differs from the saved run and affects its numbers.
-
-    A run that is finished at `step` may be extended: by more steps and phases of its schedule.
-    """
-    found = differences(_plain(from_stored(saved, "the checkpoint")), _plain(config))
-    free = set(FREE_ON_RESUME)
-    changes = [
-        one
-        for one in found
-        if not {one[0], one[0].partition(".")[0]} & free and not one[0].endswith(".max_epochs")
-    ]
-    if saved.get("steps") == step < config.steps:
-        changes = [change for change in changes if not _extends(*change)]
-    return [
-        f"{name}: {old!r} in the checkpoint, {new!r} now"
-        + ("; a run can be extended when it is finished" if name == "steps" and new > old else "")
-        for name, old, new in changes
-    ]
-
-
-def _extends(name: str, old: Any, new: Any) -> bool:
-    """Whether a change of a field only adds to the end of a run."""
-    return name == "steps" or (name == "optimizer.phases" and new[: len(old)] == old)
-
-
-def _plain(config: TrainConfig) -> Any:
+def to_plain(config: TrainConfig) -> Any:
+    """Returns the config as YAML or JSON would give it back."""
     return _tuples_to_lists(to_dict(config))
 
 

@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +21,7 @@ from .checkpoint import open_checkpoints
 from .checkpoint_arrays import FIRST_MOMENT, SECOND_MOMENT, open_arrays
 from .config import ConfigError, TrainConfig, from_stored, save_config
 from .finetuning.start import init_state, model_to_train
+from .optimizers.config import BadStepsConfig
 from .optimizers.optimizer import is_decayed
 from .optimizers.schedule import make_schedule
 from .setup import keep_origin, make_batches, make_run_mesh
@@ -117,8 +119,8 @@ def _unlike_adamw(config: TrainConfig) -> Iterator[str]:
 
 
 # The settings whose state moves between frameworks.
-_MOVES = {"name": "adamw", "lora": None, "precision": "float32", "ema": None, "spike": None}
-_MOVES |= {"on_bad_step": "stop"}
+_MOVES: dict[str, Any] = {"name": "adamw", "lora": None, "precision": "float32", "ema": None}
+_MOVES |= {"bad_steps": BadStepsConfig(), "groups": ()}
 
 
 def _same_float32(a: float, b: float) -> bool:

@@ -24,6 +24,7 @@ from .data import MixtureConfig, PreferencesConfig
 from .data.batches import Batches
 from .data.placement import on_mesh
 from .data.tasks import TaskConfig
+from .exporting.exporter import Exporter, WriteExport, open_exporter
 from .monitoring.run_logger import RunLogger
 from .preference.dpo import find_objective
 from .preference.reference import work_per_row
@@ -62,6 +63,7 @@ def train(
     *,
     resume: bool = False,
     resume_from: int | None = None,
+    export: WriteExport | None = None,
 ) -> TrainResult:
     """Trains a model as `config` says, from scratch, from given weights or from a checkpoint.
 
@@ -75,6 +77,7 @@ def train(
         resume: continue the run in `config.output` from its newest sound checkpoint; without one,
             begin it. Damaged checkpoints are moved to aside/.
         resume_from: continue from the checkpoint of this step; newer ones are moved to aside/.
+        export: what `config.export.every` needs: `jaxllm.interop.export_step`.
 
     Returns:
         The trained model and its held-out loss.
@@ -95,12 +98,15 @@ def train(
     with ExitStack() as stack:
         stack.enter_context(jax.set_mesh(mesh))
         check_lock = stack.enter_context(locked(folder))
+        exporter = stack.enter_context(open_exporter(config, folder, export))
         log.info("loading the data and the %s", "checkpoint" if resume else "model")
         with naming_the_run(config):
             run = _prepare(config, model, mesh, resume, resume_from)
             keep_origin(run.model, folder, config.data)
         start = int(run.state.step)
-        checkpoints = stack.enter_context(open_checkpoints(folder / "checkpoints", config.keep))
+        checkpoints = stack.enter_context(
+            open_checkpoints(folder / "checkpoints", config.keep, exporter.pinned)
+        )
         stack.enter_context(failing_together())
         should_stop = stack.enter_context(stopping_on_sigterm())
         _announce(config, run.model, mesh, run.batches, start)
@@ -108,7 +114,7 @@ def train(
         logger = stack.enter_context(RunLogger(config, folder, start or None, unit, rate))
         profile = stack.enter_context(Profile(config.speed.profiled, logger.folder / "profile"))
         return _train_steps(
-            config, run, mesh, checkpoints, logger, profile, should_stop, check_lock
+            config, run, mesh, checkpoints, exporter, logger, profile, should_stop, check_lock
         )
 
 
@@ -147,6 +153,7 @@ def _train_steps(
     run: Run,
     mesh: Mesh,
     checkpoints: Checkpoints,
+    exporter: Exporter,
     logger: RunLogger,
     profile: Profile,
     should_stop: ShouldStop,
@@ -160,6 +167,7 @@ def _train_steps(
         held_out = _evaluate(steps, state, batches, mesh, config)
     if step == 0:
         logger.held_out(0, *held_out)
+    exporter.catch_up(step)
     data = batches.train(step)
     try:
         while step < config.steps and not stopped:
@@ -168,6 +176,7 @@ def _train_steps(
             with logger.compiling() if step == first else nullcontext(), profile.step(step + 1):
                 state, metrics = steps.train(state, batch)
             check_lock()
+            exporter.check()
             step += 1
             profile.finish(step, metrics)
             logger.add(step, metrics)
@@ -176,11 +185,16 @@ def _train_steps(
                 with logger.paused("evaluation"):
                     held_out = _evaluate(steps, state, batches, mesh, config)
                 logger.held_out(step, *held_out)
-            if step % config.save_every == 0 or is_last or stopped:
+            is_export = exporter.is_due(step)
+            if step % config.save_every == 0 or is_last or stopped or is_export:
                 with logger.paused("checkpoint"):
                     logger.copy()  # what a checkpoint continues is kept with it
                     checkpoints.save(state, config, model, batches.fingerprint(), base)
+                    if is_export:
+                        exporter.begin(step)
         checkpoints.wait()
+        if not stopped:  # what is left of an export is made when the run goes on
+            exporter.finish()
     except KeyboardInterrupt:
         with suppress(UserError):
             checkpoints.wait()

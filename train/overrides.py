@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import NoneType
 from typing import Any, NamedTuple
 
@@ -108,6 +108,26 @@ def correct_names(
         shown = functools.partial(_option, no)
         if correction := find_correction(model, name, show_name=shown):
             yield f"{override.option} {correction}"
+
+
+def renamed(
+    overrides: Iterable[Override], kind: type, classes: Mapping[str, type]
+) -> Iterator[str]:
+    """Yields one line per override of a field that has an old name, with the new one.
+
+    Args:
+        overrides: the overrides of a config.
+        kind: the class of the config.
+        classes: the class of each field of `kind` that may have one of several.
+    """
+    for override in overrides:
+        *groups, field = override.path
+        hint = _find_hint(groups, kind, classes)
+        options = _options(hint) if groups and hint is not None else (kind,)
+        for one in options:
+            if new := getattr(one, "RENAMED", {}).get(field):
+                name, comma, why = new.partition(",")
+                yield f"{override.option} is now --{name.replace('_', '-')}{comma}{why}"
 
 
 def _option(no: str, name: str) -> str:

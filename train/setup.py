@@ -17,6 +17,7 @@ from jaxllm.distributed.agreement import check_agreement
 from jaxllm.distributed.gather import gather_texts
 from jaxllm.errors import CheckpointError, UserError
 from jaxllm.hub import local_path
+from jaxllm.lora.given import given_factors
 from jaxllm.lora.parts import join
 from jaxllm.models import Model
 from jaxllm.models.stack import check_positions
@@ -27,17 +28,18 @@ from jaxllm.tokenization import ByteTokenizer, check_tokens, find_tokenizer
 from jaxllm.tokenization.finding import BYTES
 
 from .checkpoint import load_state
-from .config import ConfigError, TrainConfig, find_changes, from_stored, load_stored
+from .config import ConfigError, TrainConfig, from_stored, load_stored
 from .data import Data, PreferencesConfig, Tokenized
 from .data.batches import Batches, check_batch_size, check_epochs
 from .data.placement import on_mesh, own_rows
 from .finetuning.base import check_base, describe_base
 from .finetuning.start import init_state, model_to_train, starting_weights
 from .mesh import make_mesh
-from .optimizers.extension import describe_extension
 from .optimizers.schedule import make_schedule
 from .preference import stored
 from .preference.reference import needs_start
+from .restarts.changes import find_changes
+from .restarts.extension import describe_extension
 from .restarts.folder_lock import run_folder
 from .step import Steps, TrainState, make_steps
 
@@ -182,6 +184,7 @@ class Run(NamedTuple):
 
 def begin_run(config: TrainConfig, model: Model | None, mesh: Mesh) -> Run:
     """Prepares a new run. Raises ConfigError if its parts do not fit, or the processes differ."""
+    start = _named_start(config, model)
     model = model_to_train(config, model)
     batches = make_batches(config, model, mesh)
     _check_agreement(model, batches)
@@ -195,7 +198,7 @@ def begin_run(config: TrainConfig, model: Model | None, mesh: Mesh) -> Run:
         found = stored.compute(batches, refer)
         stored.write(run_folder(config.output), found)
         batches = stored.with_log_likelihoods(batches, found)
-    return Run(model, batches, steps, state, _describe_start(config, state))
+    return Run(model, batches, steps, state, _describe_start(config, state, start))
 
 
 def _refers_once(config: TrainConfig) -> bool:
@@ -203,11 +206,20 @@ def _refers_once(config: TrainConfig) -> bool:
     return isinstance(config.data, PreferencesConfig) and config.loss.dpo.reference == "once"
 
 
-def _describe_start(config: TrainConfig, state: TrainState) -> dict[str, Any] | None:
+def _describe_start(
+    config: TrainConfig, state: TrainState, start: str | None
+) -> dict[str, Any] | None:
     """Returns what a step says about the weights that a resumed run needs again, if it does."""
     if not needs_start(config):
         return None
-    return describe_base(join(state.frozen, state.reference), config.init_from)
+    return describe_base(join(state.frozen, state.reference), start)
+
+
+def _named_start(config: TrainConfig, model: Model | None) -> str | None:
+    """Returns the checkpoint with the weights that an adapter belongs to."""
+    if model is None or model.origin is None or not given_factors(model):
+        return config.init_from
+    return model.origin.checkpoint or config.init_from
 
 
 def resume_run(config: TrainConfig, mesh: Mesh, step: Path, base: Model | None = None) -> Run:
@@ -225,6 +237,7 @@ def resume_run(config: TrainConfig, mesh: Mesh, step: Path, base: Model | None =
         CheckpointError: the checkpoint is damaged; in all processes, if one of them finds it so.
     """
     about, model = _read_together(step)
+    named = _named_start(config, base)
     if needs_start(config):
         model = model_to_train(config, base)
     batches = make_batches(config, model, mesh)
@@ -243,7 +256,7 @@ def resume_run(config: TrainConfig, mesh: Mesh, step: Path, base: Model | None =
     described, start = None, None
     if needs_start(config):
         start = init_state(steps, starting_weights(config, model, mesh))
-        described = _describe_start(config, start)
+        described = _describe_start(config, start, named)
         assert described is not None, "it needs the start"
         check_base(about[ADAPTER] if config.optimizer.lora else about[REFERENCE], described)
     state = load_state(step, steps.abstract_state, start)

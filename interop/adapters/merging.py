@@ -57,6 +57,7 @@ def load_adapter(
     mesh: Mesh | None = None,
     dtype: Any = None,
     step: int | None = None,
+    **reading: Any,
 ) -> Model:
     """Loads a base with an adapter beside its kernels, as they are trained.
 
@@ -66,12 +67,13 @@ def load_adapter(
         mesh: as for `load_pretrained`.
         dtype: of the base, as for `load_pretrained`; the adapter is float32.
         step: the step of a run; by default the newest.
+        reading: `strict` and `allow` of the base, as for `load_pretrained`.
 
     Raises:
         CheckpointError: the adapter or its base cannot be read, or they do not fit.
     """
     place = local_path(path)
-    model = load_pretrained(find_base(place, base), mesh=mesh, dtype=dtype)
+    model = load_pretrained(find_base(place, base), mesh=mesh, dtype=dtype, **reading)
     adapter = open_adapter(place, model, step)
     adapted = adapter.attach(model)
     placed = {} if mesh is None else parameter_shardings(adapted, mesh)
@@ -166,7 +168,8 @@ def open_merged(
             source, scale = arrays.arrays[kernel], adapter.scales[name]
             merged[kernel] = _merged(source, module.equation, scale, *factors)
     merged = {name: x.astype(arrays.arrays[name].dtype) for name, x in merged.items()}
-    files = [*arrays.files, *sorted(file for file in path.rglob("*") if file.is_file())]
+    own = path if (path / ADAPTER).is_file() else _step(path, step)  # a run may write others
+    files = [*arrays.files, *sorted(file for file in own.rglob("*") if file.is_file())]
     return dataclasses.replace(
         arrays,
         arrays={**arrays.arrays, **merged},

@@ -70,6 +70,20 @@ class PeftConfig:
         return {**fixed, "init_lora_weights": True, **dataclasses.asdict(self)}
 
 
+def check_peft_fields(fields: Mapping[str, Any], place: str) -> None:
+    """Raises CheckpointError for fields of an adapter's config that jaxllm cannot compute."""
+    if problems := _problems(fields):
+        raise CheckpointError(problems, place)
+
+
+def _problems(fields: Mapping[str, Any]) -> list[str]:
+    return [
+        f"{name}={fields[name]!r} is not supported, only {allowed[0]!r}"
+        for name, allowed in _REQUIRED.items()
+        if name in fields and fields[name] not in allowed
+    ]
+
+
 def read_peft_config(folder: Path) -> PeftConfig:
     """Reads the config of an adapter.
 
@@ -80,11 +94,7 @@ def read_peft_config(folder: Path) -> PeftConfig:
     if not path.is_file():
         raise CheckpointError(f"{folder} has no {ADAPTER}: it is not an adapter of PEFT")
     fields = parse_json(read_bytes(path, MAX_BYTES))
-    problems = [
-        f"{name}={fields[name]!r} is not supported, only {allowed[0]!r}"
-        for name, allowed in _REQUIRED.items()
-        if name in fields and fields[name] not in allowed
-    ]
+    problems = _problems(fields)
     known = {field.name for field in dataclasses.fields(PeftConfig)}
     given = {name: value for name, value in fields.items() if name in known}
     numbers = [given.get(name) for name in ("r", "lora_alpha")]

@@ -1,14 +1,14 @@
 """Reads a folder of a PEFT adapter: `adapter_config.json` and `adapter_model.safetensors`."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from jaxllm.interop.formats import safetensors_file
-from jaxllm.interop.formats.stored_tensor import CheckpointError, StoredTensor
+from jaxllm.interop.formats.stored_tensor import CheckpointError
 from jaxllm.interop.loading.model_arrays import apply_rules
 from jaxllm.interop.rules.rule import BoundRule
 from jaxllm.lora.attach import FACTORS, factor_shapes, projections
@@ -39,20 +39,7 @@ def read_adapter(folder: Path, model: Model) -> Adapter:
     left = {name.removeprefix(PREFIX): tensor for name, tensor in stored.items()}
     table, rules = module_rules(model)
     places = group_places(find_places(model, rules))
-    scales: dict[str, float] = {}
-    parts: dict[str, dict[tuple[int, ...], tuple[Matrix, Matrix]]] = {}
-    for own in places.values():
-        keys = _factor_keys(own[0], left)
-        if keys is None:
-            continue
-        a, b = (_read(left.pop(key)) for key in keys)
-        rank = a.shape[0] // own[0].num_experts
-        _check_shapes(own[0], a, b, folder)
-        scale = config.scale_of(own[0].module, rank)
-        for place in own:
-            _check_scale(place, scales.setdefault(place.projection, scale), scale, folder)
-            parts.setdefault(place.projection, {})[place.position] = _cut(place, a, b)
-    arrays = {name: x for name, own in parts.items() for name, x in _stack(name, own, model)}
+    scales, arrays = factors_of(places, left, model, config.scale_of, folder)
     full = set(left)
     arrays |= _read_full(rules, left)
     for copy, original in table.tied.items():  # such as a head, which PEFT saves as well
@@ -70,11 +57,46 @@ def read_adapter(folder: Path, model: Model) -> Adapter:
     )
 
 
-def _read(tensor: StoredTensor) -> Matrix:
-    return tensor.read([(0, size) for size in tensor.shape]).astype(np.float32)
+def factors_of(
+    places: Mapping[str, Sequence[Place]],
+    left: dict[str, Any],
+    model: Model,
+    scale_of: Callable[[str, int], float],
+    place: Path | str = "the adapter",
+) -> tuple[dict[str, float], dict[str, np.ndarray]]:
+    """Returns the scale of each projection, and both of its factors by our names.
+
+    Args:
+        places: of the projections, by tensor.
+        left: PEFT's tensors by name; factors are removed.
+        model: the base; may be without weights.
+        scale_of: the scale of a module by its name and rank.
+        place: what messages name.
+    """
+    scales: dict[str, float] = {}
+    parts: dict[str, dict[tuple[int, ...], tuple[Matrix, Matrix]]] = {}
+    for own in places.values():
+        keys = factor_keys(own[0], left)
+        if keys is None:
+            continue
+        a, b = (_read(left.pop(key)) for key in keys)
+        rank = a.shape[0] // own[0].num_experts
+        _check_shapes(own[0], a, b, place)
+        scale = scale_of(own[0].module, rank)
+        for one in own:
+            _check_scale(one, scales.setdefault(one.projection, scale), scale, place)
+            parts.setdefault(one.projection, {})[one.position] = _cut(one, a, b)
+    arrays = {name: x for name, own in parts.items() for name, x in _stack(name, own, model)}
+    return scales, arrays
 
 
-def _factor_keys(place: Place, stored: Mapping[str, Any]) -> tuple[str, str] | None:
+def _read(tensor: Any) -> Matrix:
+    """Reads a tensor in float32, or in float64 if it is that."""
+    found: Matrix = tensor.read([(0, size) for size in tensor.shape])
+    return found.astype(np.result_type(found.dtype, np.float32))
+
+
+def factor_keys(place: Place, stored: Mapping[str, Any]) -> tuple[str, str] | None:
     """Returns the names of the factors of a tensor, if they are stored."""
     names = [place.module]
     if place.num_experts > 1:  # PEFT names the module, and nests its adapted parameters
@@ -89,7 +111,7 @@ def _fits(place: Place, name: str, stored: Mapping[str, Any]) -> bool:
     return bool(shapes == place.shape)
 
 
-def _check_shapes(place: Place, a: Matrix, b: Matrix, folder: Path) -> None:
+def _check_shapes(place: Place, a: Matrix, b: Matrix, folder: Path | str) -> None:
     if (a.shape[1], b.shape[0]) != place.shape or a.shape[0] != b.shape[1]:
         raise CheckpointError(
             f"{place.module}: lora_A is {list(a.shape)} and lora_B {list(b.shape)}, but the module "
@@ -98,7 +120,7 @@ def _check_shapes(place: Place, a: Matrix, b: Matrix, folder: Path) -> None:
         )
 
 
-def _check_scale(place: Place, first: float, scale: float, folder: Path) -> None:
+def _check_scale(place: Place, first: float, scale: float, folder: Path | str) -> None:
     if not math.isclose(first, scale, rel_tol=1e-6):
         raise CheckpointError(
             f"{place.module} is scaled by {scale:g} and other layers of {place.projection}, which "
@@ -122,7 +144,7 @@ def _stack(
     rank = max(a.shape[1] for a, _ in parts.values())
     shapes = factor_shapes(projections(model)[name], rank)
     for number, (end, shape) in enumerate(zip(FACTORS, shapes, strict=True)):
-        whole = np.zeros(shape, np.float32)
+        whole = np.zeros(shape, next(iter(parts.values()))[number].dtype)
         for index, factors in parts.items():
             part, place = factors[number], whole[index]
             own = part.shape[1 - number]

@@ -4,7 +4,7 @@ import dataclasses
 import json
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,13 +28,19 @@ from .places import Place, find_places, group_places, module_names, module_rules
 Matrix = np.ndarray
 
 
-def write_adapter(adapter: Adapter, model: Model, path: str | Path) -> None:
+def write_adapter(
+    adapter: Adapter,
+    model: Model,
+    path: str | Path,
+    copies: Sequence[Callable[[Path], None]] = (),
+) -> None:
     """Writes an adapter as a folder that `peft` loads.
 
     Args:
         adapter: the adapter.
         model: its base; may be without weights.
         path: a folder that does not exist yet, or is empty.
+        copies: copy other files, such as the tokenizer, into a folder.
 
     Raises:
         CheckpointError: the folder is not empty, or no family of transformers has this model.
@@ -52,8 +58,8 @@ def write_adapter(adapter: Adapter, model: Model, path: str | Path) -> None:
         key = _written_key(own[0], places)
         tensors |= {f"{PREFIX}{key}{A}": a, f"{PREFIX}{key}{B}": b}
     saved = dict(_full_tensors(rules, adapter))
-    copies = {copy: saved[one] for copy, one in table.tied.items() if one in saved}
-    tensors |= {f"{PREFIX}{name}": x for name, x in {**saved, **copies}.items()}
+    tied = {copy: saved[one] for copy, one in table.tied.items() if one in saved}
+    tensors |= {f"{PREFIX}{name}": x for name, x in {**saved, **tied}.items()}
     experts = sorted({own[0].module for own in places.values() if own[0].num_experts > 1})
     config = _config(adapter, model, ranks, scales, module_names(rules), experts, list(saved))
     is_flipped = any(own[0].input_dim == 0 for own in places.values() if own[0].num_experts == 1)
@@ -62,7 +68,7 @@ def write_adapter(adapter: Adapter, model: Model, path: str | Path) -> None:
     file = safetensors_file.lay_out(WEIGHTS, sources)
     text = (json.dumps(config.to_json(), indent=2) + "\n").encode()
     write = partial(write_tensor_files, [file], sources, False)
-    write_checkpoint(path, write, {ADAPTER: text}, [], together=False)
+    write_checkpoint(path, write, {ADAPTER: text}, copies, together=False)
 
 
 def _assemble(places: Sequence[Place], adapter: Adapter) -> tuple[Matrix, Matrix]:

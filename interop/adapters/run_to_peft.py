@@ -1,5 +1,6 @@
 """Writes the adapter of a run with LoRA as a folder of PEFT, with the tokenizer of the run."""
 
+from functools import partial
 from pathlib import Path
 
 from jaxllm.checkpoint_origin import copy_files
@@ -23,5 +24,5 @@ def run_to_peft(run: str | Path, path: str | Path, step: int | None = None) -> N
     """
     place = local_path(run).resolve()
     model = describe_run(place, step)
-    write_adapter(open_adapter(place, model, step), model, path)
-    copy_files(orbax.own_origin(orbax.find_step(place, step), model.origin), Path(path))
+    origin = orbax.own_origin(orbax.find_step(place, step), model.origin)
+    write_adapter(open_adapter(place, model, step), model, path, [partial(copy_files, origin)])

@@ -3,7 +3,7 @@
 import dataclasses
 import logging
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 from jaxllm.errors import CheckpointError
 from jaxllm.lora.attach import is_full, matches, projections
@@ -56,10 +56,17 @@ def _targets(patterns: Sequence[str], kernels: Sequence[str], model: Model) -> I
             yield pattern
             continue
         names = {name for place in theirs for name in _layers(place)}
-        for name in sorted(names):
-            every = re.sub(r"layers\.\d+\.", "layers.*.", name)
-            is_every = {one for one in kernels if matches(one, every)} <= names
-            yield every if is_every else name
+        yield from as_patterns(names, kernels)
+
+
+def as_patterns(names: Collection[str], known: Sequence[str]) -> tuple[str, ...]:
+    """Returns patterns that match these names and no other known one."""
+    found: dict[str, None] = {}
+    for name in sorted(names):
+        every = re.sub(r"layers\.\d+\.", "layers.*.", name)
+        is_every = {one for one in known if matches(one, every)} <= set(names)
+        found[every if is_every else name] = None
+    return tuple(found)
 
 
 def _layers(place: Place) -> Iterator[str]:

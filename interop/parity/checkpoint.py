@@ -1,8 +1,7 @@
 """Checkpoint parity: runs a checkpoint on disk in PyTorch and in JAX, and compares the two."""
 
 import dataclasses
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,31 +9,16 @@ import numpy as np
 
 from jaxllm.errors import UserError
 from jaxllm.hub import local_path
-from jaxllm.interop.families import Family
-from jaxllm.interop.families.gguf.translate import is_gguf
-from jaxllm.interop.formats.quantized.codecs import CONFIG
-from jaxllm.interop.formats.stored_tensor import CheckpointError
-from jaxllm.interop.formats.table import model_format_of
 from jaxllm.interop.loading.allowances import allowance_notes
-from jaxllm.interop.loading.checkpoint_dir import (
-    check_is_folder,
-    open_known_checkpoint,
-    read_family,
-)
-from jaxllm.interop.loading.lazy_model import open_pretrained
-from jaxllm.interop.loading.load import load_pretrained
-from jaxllm.interop.reference.transformers_models import require_torch
 from jaxllm.models import Model, TokenModel
-from jaxllm.storage.paths import check_is_utf8
 
 from .alignment.adapters import adapter_of
 from .alignment.inputs import Inputs, draw, sequences_of
-from .alignment.overrides import environment, no_progress_bars
-from .alignment.plain_modules import load_plain
 from .alignment.prompt import MIN_TOKENS, following_text, text_ids, tokenizer_of, windows
+from .both_sides import open_both
 from .comparison import compare
 from .levels.table import LEVELS, levels_of, not_compared, select_levels
-from .numerics.array_store import ArrayStore, in_memory, on_disk, parameters_on
+from .numerics.array_store import in_memory, on_disk
 from .numerics.precision import FLOAT32, PRECISIONS
 from .progress import announce
 from .rendered_report import Report
@@ -194,34 +178,6 @@ def _places(path: Path, is_given: bool, allow: Sequence[str]) -> dict[str, Any]:
     return {"paths": {"model": where, "reference": where}, "notes": notes}
 
 
-def open_both(
-    path: Path,
-    rules: Any = None,
-    model: Model | None = None,
-    store: ArrayStore = in_memory,
-    dtype: str = FLOAT32.dtype,
-    strict: bool = True,
-    allow: Sequence[str] = (),
-) -> tuple[Any, Model]:
-    """Loads a checkpoint as a PyTorch module and as a JAX model, unless `model` is given.
-
-    The arguments are those of `check_checkpoint`.
-    """
-    family = None if rules is not None else _family_of(path)
-    require_torch()
-    import torch
-
-    if model is None:
-        load = load_pretrained if store is in_memory else open_pretrained
-        model = load(path, dtype=dtype, rules=rules, strict=strict, allow=allow)
-    if family is not None and family.reference is None:
-        return _load_reference(path, family.class_of(model.config), store, dtype), model
-    reference = load_plain(path, rules, store, strict=strict, allow=allow)
-    for parameter in reference.parameters() if dtype != FLOAT32.dtype else ():
-        parameter.data = parameter.data.to(getattr(torch, dtype))
-    return reference, model
-
-
 def _tokenized(text: str, path: Path, model: Model, num_tokens: int) -> Inputs:
     """Tokenizes `text` into every input sequence that the model takes."""
     sequences, ids, given = sequences_of(model), {}, {}
@@ -234,54 +190,3 @@ def _tokenized(text: str, path: Path, model: Model, num_tokens: int) -> Inputs:
         given[name] = windows(ids[name], min(num_tokens, elements.longest), 0)[None]
 
     return Inputs(**given, further=following_text(ids))
-
-
-def _family_of(path: Path) -> Family:
-    """Returns the family of a checkpoint folder; rejects folders that PyTorch cannot run."""
-    if not is_gguf(path):
-        check_is_folder(path)
-    if model_format_of(path) is None:
-        family, _ = read_family(path)
-        if family.format == "hf":
-            return open_known_checkpoint(path).family
-        if family.reference is not None:
-            return family
-    raise CheckpointError(
-        f"{path} has no config.json of a model that PyTorch can run: "
-        f"`jaxllm convert {path} NEW --to hf` writes a folder that has one"
-    )
-
-
-def _load_reference(path: Path, name: str, store: ArrayStore, dtype: str) -> Any:
-    """Loads the model with a class of transformers, its parameters kept in the array store."""
-    import torch
-    import transformers
-
-    check_is_utf8(path, "transformers")
-    with no_progress_bars(), nullcontext() if store is in_memory else _one_by_one(store):
-        loaded: Any = getattr(transformers, name).from_pretrained(
-            path.parent if is_gguf(path) else path,
-            **({"gguf_file": path.name} if is_gguf(path) else {}),
-            dtype=getattr(torch, dtype),
-            attn_implementation="eager",
-            local_files_only=True,
-            output_loading_info=True,
-        )
-    reference, loading = loaded
-    if hasattr(reference.config, CONFIG):  # decoded by now, which the level of weights checks
-        del reference.config.quantization_config
-    if dtype == FLOAT32.dtype:  # beside quantized tensors transformers leaves others as stored
-        for parameter in filter(torch.is_floating_point, reference.parameters()):
-            parameter.data = parameter.data.float()
-    # transformers initializes missing tensors at random and only warns.
-    if absent := sorted(map(str, {*loading["missing_keys"], *loading["mismatched_keys"]})):
-        reason = "is missing or has another shape than transformers expects"
-        raise CheckpointError([f"{name} {reason}" for name in absent], path)
-    return reference
-
-
-@contextmanager
-def _one_by_one(store: ArrayStore) -> Iterator[None]:
-    """Makes transformers store each parameter on `store` before it reads the next."""
-    with environment("HF_DEACTIVATE_ASYNC_LOAD", "1"), parameters_on(store):
-        yield

@@ -20,6 +20,7 @@ from jaxllm.numerics.significance import FALSE_ALARMS
 from .alignment.adapters import adapter_of
 from .alignment.function_model import FunctionModel, JaxFunction
 from .alignment.inputs import Inputs, output_config
+from .alignment.peft_models import opened
 from .alignment.plain_modules import with_rules
 from .execution.jax_trace import PRECISION
 from .execution.recipe import Recipe
@@ -70,18 +71,17 @@ def compare(
     weights are compared, and all other levels fail.
 
     Args:
-        reference: a causal language model or an encoder-decoder of transformers, a model of
-            `jaxllm.interop.reference` or, with rules, any `torch.nn.Module`. Not changed.
+        reference: a causal language model or an encoder-decoder of transformers, a PeftModel of one
+            (training trains its LoRA), a model of `jaxllm.interop.reference` or, with rules, any
+            `torch.nn.Module`. Not changed.
         model: the JAX model, its layers stacked or not, or a `JaxFunction` of parameters and
             tokens, which has rules of its own. Not changed.
         inputs: token ids, BT, or vectors, BTI, or `Inputs` with source and target. Some errors in
             positions show only beyond a few hundred tokens. Padding is not compared.
-        levels: by default all that exist for the model. `weights`: every tensor, bit by bit;
-            `config`: every field that affects the numbers; `logits`: the predictions; `layers`:
-            every activation; `gradients`: of every parameter; `step`: of AdamW; `curve`: the losses
-            of 20 steps; `generate`: greedy and beam search, or the continuation of vectors.
+        levels: of weights, config, logits, layers, gradients, step, curve and generate, which
+            docs/parity.md explains; by default all that exist for the model.
         recipe: the training recipe of both sides; by default 20 steps of AdamW.
-        optimizer: another implementation of the recipe for the JAX side, for `model`'s parameters.
+        optimizer: another implementation of the recipe for the JAX side.
         store: the store for all activations.
         rules: rules of a custom reference (docs/rules.md): a Python file, which is run, or an
             object with the same attributes. Their `config` reads the config file that `model` was
@@ -94,20 +94,21 @@ def compare(
             dtypes, the reference's family has no rules, or the tokens are not in the vocabulary.
     """
     given = Inputs.of(inputs)
-    compared, context = _prepare(reference, model, given, rules)
-    comparison = Comparison(
-        reference=reference,
-        model=compared,
-        inputs=given.with_labels(compared),
-        levels=select_levels(levels, levels_of(compared)),
-        recipe=recipe or Recipe(),
-        optimizer=optimizer,
-        store=store,
-        recordings=recordings,
-    )
-    with context:
-        _check(reference, compared, comparison.inputs)
-        return _compare(comparison)
+    with opened(reference) as inside:
+        compared, context = _prepare(inside, model, given, rules)
+        comparison = Comparison(
+            reference=inside,
+            model=compared,
+            inputs=given.with_labels(compared),
+            levels=select_levels(levels, levels_of(compared)),
+            recipe=recipe or Recipe(),
+            optimizer=optimizer,
+            store=store,
+            recordings=recordings,
+        )
+        with context:
+            _check(inside, compared, comparison.inputs)
+            return _compare(comparison)
 
 
 def _prepare(

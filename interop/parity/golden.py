@@ -13,13 +13,15 @@ from jax.sharding import Mesh
 
 from jaxllm.errors import OTHER_VERSION, CheckpointError, UserError
 from jaxllm.hub import local_path
+from jaxllm.interop.adapters.merging import is_adapter
 from jaxllm.interop.loading.allowances import allowance_notes
 from jaxllm.interop.loading.load import load_pretrained
 from jaxllm.interop.saving.multihost import fail_together
 from jaxllm.models import Model
 
 from .alignment.inputs import ARRAYS, FORMER_NAMES, Inputs
-from .checkpoint import InputOptions, open_both
+from .both_sides import open_both
+from .checkpoint import InputOptions
 from .comparison import assemble
 from .execution.recipe import Recipe
 from .levels.config import CONFIG
@@ -81,6 +83,11 @@ def record_checkpoint(
     """
     path, given = local_path(path), InputOptions(**prompt)
     select_levels(levels, list(LEVELS))  # before the model is loaded; not all exist for each model
+    if is_adapter(path):
+        raise UserError(
+            f"{path} is an adapter, of which nothing is recorded: compare it with `jaxllm parity`, "
+            "or record it merged (`jaxllm convert --merge`)"
+        )
     announce("loading both sides")
     reference, model = open_both(path, rules, strict=strict, allow=allow)
     inputs = given.inputs(path, reference, model).with_labels(model)

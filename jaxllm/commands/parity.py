@@ -285,10 +285,10 @@ def _mesh(arguments: argparse.Namespace) -> int:
     model = None
     if config.init_from is not None:
         from jaxllm.interop import load_pretrained
+        from jaxllm.interop.adapters.continuing import find_checkpoint
 
-        model = load_pretrained(
-            config.init_from, dtype="float32", strict=config.strict, allow=config.allow
-        )
+        start = find_checkpoint(config.init_from)
+        model = load_pretrained(start, dtype="float32", strict=config.strict, allow=config.allow)
     equality = compare_variants(config, model)
     if arguments.json:
         print(json.dumps(equality.to_json()))

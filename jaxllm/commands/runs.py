@@ -1,15 +1,11 @@
-"""Commands about training runs: `train`, `plan` and `diff`."""
+"""Commands about training runs: `train` and `diff`."""
 
 import argparse
 import dataclasses
 import json
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jaxllm.errors import MissingFileError, UserError
+from jaxllm.errors import MissingFileError
 
 from .environment import join_processes, log_to_stderr, print_rich, say
 from .options import AddCommand, add_json, add_processes, count
@@ -22,9 +18,8 @@ OVERRIDES = "Any field of the config is an option, such as --optimizer.learning-
 
 
 def add_commands(add: AddCommand) -> None:
-    """Adds `train`, `plan` and `diff` to the command line."""
+    """Adds `train` and `diff` to the command line."""
     _add_train(add)
-    _add_plan(add)
     _add_diff(add)
 
 
@@ -59,51 +54,6 @@ def _add_train(add: AddCommand) -> None:
     train.epilog = f"{OVERRIDES}\n`jaxllm train CONFIG --help` lists them.\n\n{train.epilog}"
 
 
-def _add_plan(add: AddCommand) -> None:
-    plan = add(
-        "plan",
-        _plan,
-        "Say what a run needs: FLOPs, memory, communication, time; search a layout.",
-        "jaxllm plan configs/llama3_8b_v5p.yaml --topology v5p:2x2x4",
-    )
-    plan.set_defaults(takes_overrides=True)
-    plan.epilog = f"{OVERRIDES}\n\n{plan.epilog}"
-    plan.add_argument(
-        "config",
-        metavar="CONFIG",
-        help="a YAML file, such as those in configs/, or a folder with a model's config.json",
-    )
-    plan.add_argument(
-        "--topology",
-        metavar="DEVICES",
-        help="devices that need not be there: v5p:4x4x4, v6e:8x8, v5e:4x4, h100:8, h200:8, a100:8",
-    )
-    plan.add_argument(
-        "--search",
-        action="store_true",
-        help="try meshes, remat and microbatches, and list what fits, the fastest first",
-    )
-    plan.add_argument(
-        "--analytic",
-        action="store_true",
-        help="use the analytic model, also where the compiler (extra `plan`) is installed",
-    )
-    plan.add_argument(
-        "--compile",
-        type=count,
-        metavar="N",
-        help="with --search: let the compiler check the best N layouts (minutes for each)",
-    )
-    plan.add_argument("--hlo", metavar="FILE", help="write the compiled program to a file")
-    plan.add_argument(
-        "--plot",
-        metavar="FILE",
-        type=_plot_path,
-        help="plot the learning-rate schedule to a .png, .pdf or .svg file",
-    )
-    add_json(plan, "the figures")
-
-
 def _add_diff(add: AddCommand) -> None:
     diff = add(
         "diff",
@@ -116,31 +66,27 @@ def _add_diff(add: AddCommand) -> None:
     add_json(diff, "every difference")
 
 
-def _plot_path(text: str) -> str:
-    """Parses the path of a plot, for argparse."""
-    if not text.lower().endswith((".png", ".pdf", ".svg")):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a .png, .pdf or .svg file")
-    return text
-
-
 def _train(arguments: argparse.Namespace) -> int:
     if arguments.config is None:
         if not {"-h", "--help"} & set(arguments.overrides):
             arguments.parser.error("the following arguments are required: CONFIG")
         arguments.parser.print_help()
         return 0
+    log_to_stderr()
+    if arguments.profile is not None:
+        arguments.overrides = [*arguments.overrides, "--speed.profile", arguments.profile]
+    if {"-h", "--help"} & set(arguments.overrides):  # soon, without what a run needs
+        read_run_config(arguments)
     join_processes(arguments)
     import jax
 
     from jaxllm.distributed.agreement import check_agreement
+    from jaxllm.interop import export_step
     from jaxllm.train import train
     from jaxllm.train.config import to_dict
     from jaxllm.train.preference.reference import needs_start
     from jaxllm.train.restarts.stopping import resume_command
 
-    log_to_stderr()
-    if arguments.profile is not None:
-        arguments.overrides = [*arguments.overrides, "--speed.profile", arguments.profile]
     config = read_run_config(arguments)
     options = {"resume": arguments.resume, "resume_from": arguments.resume_from}
     # What LoRA adds to, and what DPO compares with, is no part of a run's checkpoints.
@@ -149,8 +95,8 @@ def _train(arguments: argparse.Namespace) -> int:
         start = None
     facts = {"config": to_dict(config), "options": options, "init_from": _sample_weights(start)}
     check_agreement(facts)  # before weights are read
-    model = _initial_weights(config, start)
-    result = train(_with_our_names(config, model), model, **options)
+    config, model = _with_weights(config, start)
+    result = train(config, model, **options, export=export_step)
     if jax.process_index() == 0:
         if result.held_out_loss is not None:
             say(f"held-out loss {result.held_out_loss:.4f} {result.unit}")
@@ -189,27 +135,30 @@ def _sample_weights(start: str | None) -> dict[str, str]:
     return sample(folder.rglob("*"), folder)
 
 
-def _initial_weights(config: "TrainConfig", start: str | None) -> "Model | None":
-    """Loads the weights that a run starts from, onto its mesh."""
+def _with_weights(config: "TrainConfig", start: str | None) -> "tuple[TrainConfig, Model | None]":
+    """Loads the weights that a run starts from, onto its mesh, also those of an adapter.
+
+    LoRA's settings in the config get our names; those of an adapter are taken if it has none.
+    """
+    from jaxllm.hub import local_path
     from jaxllm.interop import load_pretrained
+    from jaxllm.interop.adapters.continuing import load_start
+    from jaxllm.interop.adapters.merging import is_adapter
+    from jaxllm.interop.adapters.targets import in_our_names
     from jaxllm.train import make_mesh
     from jaxllm.train.finetuning.start import start_dtype
 
     if start is None:
-        return None
-    mesh, dtype = make_mesh(**dataclasses.asdict(config.mesh)), start_dtype(config)
-    return load_pretrained(start, mesh=mesh, dtype=dtype, strict=config.strict, allow=config.allow)
-
-
-def _with_our_names(config: "TrainConfig", model: "Model | None") -> "TrainConfig":
-    """Returns the config of a run; LoRA's targets may be given under PyTorch's names."""
-    from jaxllm.interop.adapters.targets import in_our_names
-
-    optimizer = config.optimizer
-    if optimizer.lora is None or model is None:
-        return config
-    named = dataclasses.replace(optimizer, lora=in_our_names(optimizer.lora, model))
-    return dataclasses.replace(config, optimizer=named)
+        return config, None
+    mesh, lora = make_mesh(**dataclasses.asdict(config.mesh)), config.optimizer.lora
+    options = {"mesh": mesh, "strict": config.strict, "allow": config.allow}
+    if is_adapter(local_path(start)):
+        model, lora = load_start(start, lora, **options)
+    else:
+        model = load_pretrained(start, dtype=start_dtype(config), **options)
+        lora = None if lora is None else in_our_names(lora, model)
+    optimizer = dataclasses.replace(config.optimizer, lora=lora)
+    return dataclasses.replace(config, optimizer=optimizer), model
 
 
 def read_run_config(arguments: argparse.Namespace, path: str | None = None) -> "TrainConfig":
@@ -228,64 +177,6 @@ def read_run_config(arguments: argparse.Namespace, path: str | None = None) -> "
         )
     path = arguments.config if path is None else path
     return load_config(path, arguments.overrides, prog=arguments.parser.prog)
-
-
-def _plan(arguments: argparse.Namespace) -> int:
-    import jax
-
-    jax.config.update("jax_platforms", "cpu")  # nothing is computed, so no accelerator is taken
-    from jaxllm.train.cost import estimate_cost
-    from jaxllm.train.monitoring.plot import plot_schedule
-    from jaxllm.train.planning.report import Options, report
-    from jaxllm.train.planning.topology import parse_topology
-
-    log_to_stderr()
-    topology = parse_topology(arguments.topology) if arguments.topology else None
-    with _config_file(arguments.config, topology.size if topology else 1) as path:
-        config = read_run_config(arguments, path)
-    if arguments.plot:
-        plot_schedule(config.optimizer, config.steps, arguments.plot)
-    chosen = {name: getattr(arguments, name) for name in Options._fields}
-    if topology is None:
-        if given := [f"--{name}" for name, value in chosen.items() if value]:
-            raise UserError(f"{', '.join(given)}: only with --topology")
-        cost = estimate_cost(config)
-        print(json.dumps(cost._asdict()) if arguments.json else cost)
-        return 0
-    found = report(config, topology, Options(**chosen))
-    print(json.dumps(found.data) if arguments.json else found.text)
-    return 0 if found.fits else 1
-
-
-@contextmanager
-def _config_file(given: str, devices: int) -> Iterator[str]:
-    """Yields the file of a run: as given, that of a run's folder, or one for a model's folder.
-
-    The run of a model takes one sequence for each device, of at most 4,096 tokens, in bfloat16
-    with full rematerialization, and its parameters are split over all devices.
-    """
-    place = Path(given)
-    if not (place.is_dir() or given.startswith("hf://")):
-        yield given
-        return
-    if (place / "config.yaml").is_file():
-        yield str(place / "config.yaml")
-        return
-    from jaxllm.config import to_dict
-    from jaxllm.hub import local_path
-    from jaxllm.interop.loading.checkpoint import read_model_config
-
-    folder = local_path(given)
-    model = read_model_config(folder)
-    run = {
-        **{"output": f"runs/{folder.name}", "steps": 1000, "batch_size": devices},
-        **{"seq_len": min(getattr(model, "max_len", 4096), 4096), "mesh": {"fsdp": devices}},
-        **{"dtype": "bfloat16", "remat": "full", "model": to_dict(model)},
-    }
-    with tempfile.TemporaryDirectory() as scratch:
-        path = Path(scratch, f"{folder.name}.yaml")
-        path.write_text(json.dumps(run))  # JSON is YAML
-        yield str(path)
 
 
 def _diff(arguments: argparse.Namespace) -> int:

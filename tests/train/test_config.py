@@ -1,4 +1,4 @@
-"""Run configs: complete error reports, suggestions, lossless files, and changes on resume."""
+"""Run configs: complete error reports, suggestions, and lossless files."""
 
 import dataclasses
 import json
@@ -17,8 +17,6 @@ from jaxllm.config import MOVED, with_fields
 from jaxllm.config import to_dict as model_to_dict
 from jaxllm.train import ConfigError, TrainConfig, load_config
 from jaxllm.train.config import (
-    FREE_ON_RESUME,
-    find_changes,
     from_dict,
     from_stored,
     load_stored,
@@ -28,11 +26,11 @@ from jaxllm.train.config import (
 )
 from jaxllm.train.data.documents import DataConfig
 from jaxllm.train.data.tasks import TaskConfig
-from jaxllm.train.loss import LossConfig
 from jaxllm.train.mesh import MeshConfig
-from jaxllm.train.optimizers.config import OptimizerConfig
-from jaxllm.train.optimizers.schedule import PhaseConfig
-from jaxllm.train.speed.options import SpeedConfig
+from jaxllm.train.optimizers.config import BadStepsConfig, OptimizerConfig
+from jaxllm.train.optimizers.schedule_config import MultiStepConfig
+from jaxllm.train.restarts.changes import find_changes
+from jaxllm.train.settings.logging import LoggingConfig
 
 RUN = TrainConfig(
     output="runs/tiny",
@@ -106,7 +104,7 @@ def test_a_saved_config_loads_as_an_equal_config(tmp_path):
         accumulate=st.sampled_from([1, 2, 4]),
         dtype=st.sampled_from([None, "float32", "bfloat16"]),
         remat=st.sampled_from([None, "none", "dots", "full"]),
-        wandb=st.none() | st.text(min_size=1),
+        logging=st.builds(LoggingConfig, wandb=st.none() | st.text(min_size=1)),
         seed=st.integers(0, 2**32 - 1),
         data=st.builds(
             DataConfig,
@@ -408,7 +406,7 @@ def test_an_unknown_field_of_rope_scaling_is_reported(tmp_path):
     [
         ({"steps": "many"}, ["steps='many'", "integer"]),
         ({"steps": 1.5}, ["steps=1.5"]),
-        ({"tensorboard": "perhaps"}, ["tensorboard='perhaps'"]),
+        ({"logging": {"tensorboard": "perhaps"}}, ["logging.tensorboard='perhaps'"]),
         ({"dtype": "fp32"}, ["dtype='fp32'", "float32"]),
         ({"optimizer": {"b1": "high"}}, ["optimizer.b1='high'"]),
         ({"mesh": 8}, ["mesh"]),
@@ -610,87 +608,35 @@ def test_an_override_mends_a_file_with_an_invalid_and_a_missing_value(tmp_path):
     ]
 
 
-# Changes to a resumed run.
+OLD_KEYS = {
+    "log_every": (3, "logging.every"),
+    "tensorboard": (True, "logging.tensorboard"),
+    "wandb": ("project", "logging.wandb"),
+    "optimizer.on_bad_step": ("skip", "optimizer.bad_steps.action"),
+    "optimizer.spike": (3.0, "optimizer.bad_steps.spike"),
+    "optimizer.milestones": ([0.5, 0.7], "optimizer.multi_step.milestones"),
+    "optimizer.factors": ([0.3, 0.2], "optimizer.multi_step.factors"),
+}
 
 
-def test_an_unchanged_config_has_no_changes():
-    assert find_changes(plain(RUN), RUN, 0) == []
+@pytest.mark.parametrize("old", OLD_KEYS)
+def test_an_old_key_names_the_new_one(tmp_path, old):
+    value, new = OLD_KEYS[old]
+    group, _, field = old.rpartition(".")
+    given = {**SMALLEST, **({group: {field: value}} if group else {field: value})}
+    assert said(tmp_path, given) == [f"{old} is now {new}"]
+    with pytest.raises(ConfigError) as caught:
+        load_config(write(tmp_path, SMALLEST), [f"--{old.replace('_', '-')}", str(value)])
+    assert str(caught.value) == f"--{old.replace('_', '-')} is now --{new.replace('_', '-')}"
 
 
-@pytest.mark.parametrize(
-    ("changed", "line"),
-    [
-        (
-            {"steps": 30},
-            "steps: 20 in the checkpoint, 30 now; a run can be extended when it is finished",
-        ),
-        ({"seq_len": 64}, "seq_len: 32 in the checkpoint, 64 now"),
-        (
-            {"optimizer": dataclasses.replace(RUN.optimizer, b2=0.99)},
-            "optimizer.b2: 0.95 in the checkpoint, 0.99 now",
-        ),
-        (
-            {"model": dataclasses.replace(TINY, num_layers=5)},
-            "model.num_layers: 3 in the checkpoint, 5 now",
-        ),
-        (
-            {"data": dataclasses.replace(RUN.data, text=("a.txt",))},
-            "data.text: ['a.txt', 'b/*.jsonl'] in the checkpoint, ['a.txt'] now",
-        ),
-        ({"dtype": "bfloat16"}, "dtype: None in the checkpoint, 'bfloat16' now"),
-        ({"accumulate": 2}, "accumulate: 1 in the checkpoint, 2 now"),
-    ],
-    ids=lambda value: str(value)[:30],
-)
-def test_a_change_that_affects_numbers_is_reported_with_both_values(changed, line):
-    assert find_changes(plain(RUN), dataclasses.replace(RUN, **changed), 0) == [line]
-
-
-def test_changes_of_where_and_how_a_run_runs_are_allowed():
-    free = {
-        "output": "elsewhere",
-        "mesh": MeshConfig(data=8),
-        "log_every": 1,
-        "eval_every": 1,
-        "eval_batches": 1,
-        "save_every": 1,
-        "keep": 9,
-        "tensorboard": True,
-        "wandb": "project",
-        "speed": SpeedConfig(profile="1:2"),
-        "strict": False,
-        "loss": LossConfig(chunk_tokens=5),
-        "allow": ("is_causal",),
-    }
-    assert find_changes(plain(RUN), dataclasses.replace(RUN, **free), 0) == []
-    assert set(free) - {"loss"} | {"init_from", "loss.chunk_tokens"} == set(FREE_ON_RESUME)
-
-
-def test_every_change_is_reported():
-    now = dataclasses.replace(
-        RUN, seed=3, steps=30, optimizer=dataclasses.replace(RUN.optimizer, eps=1e-6)
-    )
-    assert [line.partition(":")[0] for line in find_changes(plain(RUN), now, 0)] == [
-        "steps",
-        "optimizer.eps",
-        "seed",
-    ]
-
-
-def test_only_a_finished_run_may_be_extended():
-    phases = [PhaseConfig(stop=stop, learning_rate=1e-3) for stop in (4, RUN.steps, 40)]
-    run = dataclasses.replace(RUN, optimizer=OptimizerConfig(phases=tuple(phases[:2])))
-    longer = dataclasses.replace(run, steps=40, optimizer=OptimizerConfig(phases=tuple(phases)))
-    other = dataclasses.replace(longer, optimizer=OptimizerConfig(phases=tuple(phases[1:])))
-    names = [line.partition(":")[0] for line in find_changes(plain(run), other, RUN.steps)]
-    assert names == ["optimizer.phases"]
-    assert find_changes(plain(run), longer, RUN.steps) == []
-    steps, _ = find_changes(plain(run), longer, RUN.steps - 1)
-    assert steps == (
-        f"steps: {RUN.steps} in the checkpoint, 40 now; a run can be extended when it is finished"
-    )
-    [shorter] = find_changes(plain(longer), dataclasses.replace(longer, steps=39), 40)
-    assert shorter == "steps: 40 in the checkpoint, 39 now"
+def test_stored_runs_with_old_keys_are_read():
+    optimizer = {name.partition(".")[2]: OLD_KEYS[name][0] for name in OLD_KEYS if "." in name}
+    run = {name: value for name, (value, _) in OLD_KEYS.items() if "." not in name}
+    found = from_stored({**SMALLEST, **run, "optimizer": optimizer}, "a run")
+    assert found.logging == LoggingConfig(every=3, tensorboard=True, wandb="project")
+    assert found.optimizer.bad_steps == BadStepsConfig(action="skip", spike=3.0)
+    assert found.optimizer.multi_step == MultiStepConfig(milestones=(0.5, 0.7), factors=(0.3, 0.2))
 
 
 def test_the_old_key_of_the_loss_names_the_new_one_and_stored_runs_are_read():

@@ -17,6 +17,7 @@ from jaxllm.train.data.documents import DataConfig
 from jaxllm.train.mesh import MeshConfig
 from jaxllm.train.optimizers.config import OptimizerConfig
 from jaxllm.train.optimizers.schedule import make_schedule
+from jaxllm.train.settings.logging import LoggingConfig
 
 STEPS, TAKEN = 6, 4
 
@@ -36,7 +37,7 @@ def make(tmp_path) -> Callable[..., TrainConfig]:
             data=DataConfig(text=(str(text),), held_out=0.0),
             optimizer=OptimizerConfig(**{"warmup_steps": 2, **optimizer}),
             mesh=MeshConfig(fsdp=4, tensor=2),
-            tensorboard=False,
+            logging=LoggingConfig(tensorboard=False),
         )
 
     return config

@@ -23,6 +23,7 @@ from jaxllm.train import load_config, train
 from jaxllm.train.data.documents import load_corpus
 from jaxllm.train.mesh import MeshConfig
 from jaxllm.train.monitoring.metrics import read_results
+from jaxllm.train.settings.logging import LoggingConfig
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 NAMES = [
@@ -35,7 +36,7 @@ from jaxllm.train import load_config, train
 from jaxllm.train.data.vectors import VectorsConfig
 folder, shuffled, *paths = sys.argv[1:]
 for path in paths:
-    config = dataclasses.replace(load_config(path), tensorboard=False)
+    config = dataclasses.replace(load_config(path), logging=LoggingConfig(tensorboard=False))
     train(dataclasses.replace(config, output=f"{folder}/{config.output}"))
     if config.output == "runs/components_regression":  # control: shuffled targets
         data = VectorsConfig(vectors=shuffled, held_out=0.1)
@@ -174,7 +175,7 @@ def test_init_from_starts_at_the_loss_of_the_source_run(quick_folder):
         steps=1,
         optimizer=dataclasses.replace(config.optimizer, warmup_steps=0),
         mesh=MeshConfig(data=4, tensor=2),
-        tensorboard=False,
+        logging=LoggingConfig(tensorboard=False),
     )
     train(again, load_pretrained(source))
     assert held_out(quick_folder / "again")[0] == pytest.approx(held_out(source)[-1], rel=1e-3)

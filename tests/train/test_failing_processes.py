@@ -20,6 +20,7 @@ from jaxllm.train import TrainConfig
 from jaxllm.train.config import save_config
 from jaxllm.train.data.documents import DataConfig
 from jaxllm.train.mesh import MeshConfig
+from jaxllm.train.settings.logging import LoggingConfig
 
 MODEL = DecoderConfig(
     vocab_size=256,
@@ -75,7 +76,7 @@ def config(tmp_path) -> TrainConfig:
         model=MODEL,
         data=DataConfig(text=(str(tmp_path / "text.txt"),), held_out=0),
         mesh=MeshConfig(fsdp=2),
-        tensorboard=False,
+        logging=LoggingConfig(tensorboard=False),
     )
 
 

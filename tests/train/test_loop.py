@@ -40,6 +40,7 @@ from jaxllm.train.objective import next_token_loss
 from jaxllm.train.optimizers.config import OptimizerConfig
 from jaxllm.train.optimizers.schedule import make_schedule
 from jaxllm.train.restarts.stopping import Interrupted
+from jaxllm.train.settings.logging import LoggingConfig
 
 # The steps of the run; of its newest checkpoint and in its log when it is killed.
 STEPS, SAVED, SEEN = 10, 4, 6
@@ -92,7 +93,7 @@ def make(text):
             eval_every=5,
             eval_batches=4,
             seed=3,
-            tensorboard=False,
+            logging=LoggingConfig(tensorboard=False),
         )
         return dataclasses.replace(run, **changes)
 
@@ -267,7 +268,7 @@ def test_a_resumed_encoder_decoder_run_is_bitwise_identical(tmp_path):
         save_every=3,
         eval_every=3,
         eval_batches=1,
-        tensorboard=False,
+        logging=LoggingConfig(tensorboard=False),
     )
     straight = train(config)
     copy = Path(shutil.copytree(tmp_path / "run", tmp_path / "copy"))
@@ -289,7 +290,9 @@ def test_a_resumed_encoder_decoder_run_is_bitwise_identical(tmp_path):
 @pytest.mark.exhaustive
 def test_resuming_on_another_mesh_stays_within_tolerance(straight, interrupted, make):
     config, result = straight
-    resumed = train(make(interrupted, mesh=MeshConfig(data=8), log_every=3), resume=True)
+    resumed = train(
+        make(interrupted, mesh=MeshConfig(data=8), logging=LoggingConfig(every=3)), resume=True
+    )
     theirs = values(result.model)
     for name, ours in values(resumed.model).items():
         assert relative_l2(ours, theirs[name]) < 1e-5, name

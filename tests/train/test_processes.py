@@ -12,6 +12,7 @@ from jaxllm.train.data.documents import DataConfig
 from jaxllm.train.data.mixture import MixtureConfig
 from jaxllm.train.mesh import MeshConfig
 from jaxllm.train.monitoring.metrics import read_results
+from jaxllm.train.settings.logging import LoggingConfig
 
 SIZES = {"embed_dim": 32, "num_layers": 2, "num_heads": 4, "num_kv_heads": 2, "head_dim": 8}
 DENSE = DecoderConfig(vocab_size=256, mlp_dim=64, **SIZES)
@@ -51,7 +52,7 @@ def run(
         data=mixture if mixed else data,
         model=model,
         mesh=mesh,
-        tensorboard=False,
+        logging=LoggingConfig(tensorboard=False),
     )
     save_config(config, output.with_suffix(".yaml"))
     command = ["-m", "jaxllm", "train", str(output.with_suffix(".yaml"))]

@@ -21,10 +21,11 @@ from jaxllm.sharding import MESH_AXES
 from jaxllm.tokenization import load_tokenizer
 from jaxllm.train import ConfigError, TrainConfig
 from jaxllm.train.checkpoint import open_checkpoints
-from jaxllm.train.config import find_changes, from_stored, save_config, to_dict
+from jaxllm.train.config import from_stored, save_config, to_dict
 from jaxllm.train.data.documents import DataConfig
 from jaxllm.train.mesh import MeshConfig
 from jaxllm.train.optimizers.config import OptimizerConfig
+from jaxllm.train.restarts.changes import find_changes
 from jaxllm.train.setup import (
     begin_run,
     keep_origin,

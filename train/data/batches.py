@@ -5,12 +5,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from hashlib import blake2b
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-import grain
 import numpy as np
 
 from jaxllm.errors import UserError
+
+if TYPE_CHECKING:
+    import grain
 
 # Arrays by name, with one row per example. `mask` says which targets count; the other names are
 # agreed between the data and `objective`.
@@ -146,11 +148,13 @@ class Batches:
         """The number of training examples; an epoch may end within a batch."""
         return len(self.examples.train)
 
-    def train(self, step: int = 0) -> grain.DatasetIterator[Batch]:
+    def train(self, step: int = 0) -> "grain.DatasetIterator[Batch]":
         """Returns an endless iterator of this process's batches, from `step` on.
 
         The state of the iterator is the number of the next step.
         """
+        import grain  # it takes a while, and reading a config needs none
+
         row_at = make_order(self.examples, self.seed)
 
         def take(step: int) -> Batch:
@@ -211,8 +215,10 @@ def make_order(examples: Examples, seed: int) -> Callable[[int], int]:
     return row_at
 
 
-def shuffled(length: int, seed: int) -> grain.MapDataset[int]:
+def shuffled(length: int, seed: int) -> "grain.MapDataset[int]":
     """Returns the numbers below `length` in an order by the seed, again and again."""
+    import grain
+
     return grain.MapDataset.range(length).seed(seed).shuffle().repeat()
 
 

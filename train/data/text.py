@@ -41,21 +41,6 @@ def text_documents(patterns: Iterable[str], *, key: str = "text") -> list[str]:
     return [text for _, text in BadRows().parsed(rows, lambda record: text_of(record, key))]
 
 
-def text_pairs(patterns: Iterable[str], keys: tuple[str, str]) -> list[tuple[str, str]]:
-    """Reads a (source, target) pair from each row of files.
-
-    Args:
-        patterns: files, folders or glob patterns.
-        keys: the keys of the source and of the target.
-
-    Raises:
-        MissingFileError, UserError: as for `text_documents`.
-    """
-    rows = read_rows(patterns, keys)
-    pairs = BadRows().parsed(rows, lambda record: [text_of(record, key) for key in keys])
-    return [(source, target) for _, (source, target) in pairs]
-
-
 def cut_text(text: str, held_out: float) -> tuple[str, str]:
     """Cuts a text near its end, where it is the only one: what follows is held out."""
     cut = round(len(text) * (1 - held_out))
@@ -83,7 +68,10 @@ def _source_text(file: Path) -> str | None:
 
 def text_of(record: object, key: str) -> str:
     """Returns the text that a record has under a key. Raises UserError if it has none."""
-    if not isinstance(record, dict) or not isinstance(record.get(key), str):
+    if isinstance(record, dict) and key in record and not isinstance(record[key], str):
+        kind = "null" if record[key] is None else f"of type {type(record[key]).__name__}"
+        raise UserError(f"{key!r} is {kind}, not a text")
+    if not isinstance(record, dict) or key not in record:
         keys = f", which has {', '.join(map(repr, record))}" if isinstance(record, dict) else ""
         raise UserError(f"expected a JSON object with a text under {key!r}{keys}")
     return utf8(record[key])

@@ -29,7 +29,8 @@ def starting_params(
     """Returns all parameters that a run with LoRA starts from; the trained ones are float32.
 
     Args:
-        model: from `add_lora`, with the weights of its base unless `config` is given.
+        model: from `add_lora`, with the weights of its base unless `config` is given. Factors with
+            numbers are kept.
         lora: which parameters are trained.
         mesh: where the factors are created.
         seed: of the factors, and of a random base.
@@ -44,7 +45,8 @@ def starting_params(
     draw = jax.jit(
         lambda: draw_factors(model, seed), out_shardings={name: placed[name] for name in shapes}
     )
-    named |= draw()
+    drawn = draw()
+    named |= {x: drawn[x] for x in drawn if isinstance(named[x], jax.ShapeDtypeStruct)}
     full = {name for name in named if is_trained(name, lora)}
     named |= {name: named[name].astype(jnp.float32) for name in full}
     return map_parameters(model, lambda name, _: named[name])

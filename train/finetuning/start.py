@@ -7,7 +7,10 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxllm.config import Dtype, check_has_head, with_fields
-from jaxllm.lora.attach import add_lora
+from jaxllm.errors import UserError
+from jaxllm.lora.attach import add_lora, is_trained
+from jaxllm.lora.config import LoraConfig
+from jaxllm.lora.given import base_of, check_factors, given_factors
 from jaxllm.models import Model, build_abstract
 from jaxllm.params import (
     Params,
@@ -17,8 +20,10 @@ from jaxllm.params import (
     initialize,
     named_parameters,
     split,
+    with_arrays,
 )
 from jaxllm.train.config import ConfigError, TrainConfig
+from jaxllm.train.data import PreferencesConfig
 from jaxllm.train.step import Steps, TrainState
 
 from .base import starting_params, with_wide_parameters
@@ -42,10 +47,15 @@ def model_to_train(config: TrainConfig, model: Model | None) -> Model:
     if config.model is not None and model is not None:
         raise ConfigError("both weights and a new model are given; set init_from, not model")
     lora, dtype = config.optimizer.lora, start_dtype(config)
+    factors: dict[str, jax.Array] = {}
     if config.model is not None:
         given |= {} if dtype == "float32" else {"numerics.param_dtype": dtype}
         model = build_abstract(with_fields(config.model, given))
     elif model is not None:
+        factors = given_factors(model)
+        if factors:
+            _check_given(config, model)
+            model = base_of(model)
         check_parameters(model)
         bind, _ = split(from_description(describe(model), given))
         model = bind(split(model)[1])
@@ -54,9 +64,32 @@ def model_to_train(config: TrainConfig, model: Model | None) -> Model:
             f"init_from={config.init_from!r} names a checkpoint, but no model was given; load it "
             "with load_pretrained and give it as `model`"
         )
-    _check_dtype(model, dtype)
+    # With an adapter to start from, what it has trained in full is float32 already.
+    _check_dtype(model, dtype, lora if factors else None)
     check_has_head(model.config, "train")
-    return model if lora is None else with_wide_parameters(add_lora(model, lora), lora)
+    if lora is None:
+        return model
+    adapted = with_wide_parameters(add_lora(model, lora), lora)
+    shapes = {name: variable.get_value() for name, variable in named_parameters(adapted).items()}
+    return with_arrays(adapted, {**shapes, **factors}) if factors else adapted
+
+
+def _check_given(config: TrainConfig, model: Model) -> None:
+    """Raises ConfigError unless a run can go on from the adapter that its model has."""
+    if config.optimizer.lora is None:
+        raise ConfigError(
+            "the model has an adapter, but optimizer.lora is not set: set it to the settings of "
+            "the adapter, or merge it with `jaxllm.lora.attach.merge_lora` to train all weights"
+        )
+    if isinstance(config.data, PreferencesConfig):
+        raise ConfigError(
+            "data.preferences are compared with the base without its adapter: merge the adapter "
+            "that the run starts from into it (`jaxllm convert --merge`), and begin with a new one"
+        )
+    try:
+        check_factors(model, config.optimizer.lora)
+    except UserError as error:
+        raise ConfigError(str(error)) from None
 
 
 def start_dtype(config: TrainConfig) -> Dtype:
@@ -79,12 +112,16 @@ def starting_weights(config: TrainConfig, model: Model, mesh: Mesh) -> Params:
     return split(model)[1]
 
 
-def _check_dtype(model: Model, dtype: str) -> None:
-    """Raises ConfigError unless every parameter has the dtype that a run starts from."""
+def _check_dtype(model: Model, dtype: str, trained: LoraConfig | None) -> None:
+    """Raises ConfigError unless every parameter has the dtype that a run starts from.
+
+    `trained` leaves out those that an adapter has trained in full.
+    """
     other_dtypes = {
         variable.get_value().dtype.name
-        for variable in named_parameters(model).values()
+        for name, variable in named_parameters(model).items()
         if variable.get_value().dtype != np.dtype(dtype)
+        and not (trained is not None and is_trained(name, trained))
     }
     if other_dtypes:
         why = ", which loses small updates" if dtype == "float32" else ""

@@ -21,7 +21,9 @@ def describe_bad_step(
         outcome: what becomes of it, such as "is skipped".
     """
     if all(map(math.isfinite, metrics.values())):
-        what = f"a gradient norm of more than {config.optimizer.spike} times its recent mean"
+        what = (
+            f"a gradient norm of more than {config.optimizer.bad_steps.spike} times its recent mean"
+        )
     else:
         what = "non-finite metrics"
     first = (step - 1) * config.batch_size

@@ -9,7 +9,8 @@ import numpy as np
 
 from jaxllm.charts import BLUE, GREEN, RED, SERIES, new_chart, save_chart, set_title
 from jaxllm.errors import UserError
-from jaxllm.train.optimizers.schedule import ScheduleConfig, make_schedule
+from jaxllm.train.optimizers.schedule import make_schedule
+from jaxllm.train.optimizers.schedule_config import ScheduleConfig
 
 from .curves import Curve, curve, smoothed
 from .metrics import Record, read_metrics

@@ -59,7 +59,7 @@ class RunLogger:
                 folder,
                 resume_at=resume_at,
                 tensorboard=_wants_tensorboard(config),
-                wandb=config.wandb,
+                wandb=config.logging.wandb,
             )
         )
         progress = Progress(
@@ -67,7 +67,7 @@ class RunLogger:
             start=resume_at or 0,
             tokens_per_step=rate.tokens_per_step,
             mfu_of=rate.mfu,
-            log_every=config.log_every,
+            log_every=config.logging.every,
         )
         self._progress = self._stack.enter_context(progress)
         self._plot = LivePlot(self._draw)
@@ -142,7 +142,7 @@ class RunLogger:
         if self._log is not None:
             self._log.write(step, metrics)
             self._progress.update(step, metrics["loss"])
-            if step % self._config.log_every == 0 or step == self._config.steps:
+            if step % self._config.logging.every == 0 or step == self._config.steps:
                 self._write_speed(step)
             self._plot.update()
         is_bad = bool(metrics.get(BAD_STEP))
@@ -150,7 +150,7 @@ class RunLogger:
         if not is_bad and all(map(math.isfinite, metrics.values())):
             return
         describe = partial(describe_bad_step, self._config, step, metrics)
-        if not is_bad or self._config.optimizer.on_bad_step == "stop":
+        if not is_bad or self._config.optimizer.bad_steps.action == "stop":
             raise NonFiniteError(describe("is not saved"))
         if self._skipped == MOST_SKIPPED:
             raise NonFiniteError(describe(f"is the {MOST_SKIPPED}th bad one in a row"))
@@ -188,9 +188,9 @@ def _is_ready(x: Any) -> bool:
 
 
 def _wants_tensorboard(config: TrainConfig) -> bool:
-    if config.tensorboard is None:
+    if config.logging.tensorboard is None:
         return find_spec("tensorboardX") is not None
-    return config.tensorboard
+    return config.logging.tensorboard
 
 
 def _without_absent(metrics: dict[str, float]) -> dict[str, float]:

@@ -17,7 +17,8 @@ from jaxllm.sharding import named_sharding
 from .adafactor import scale_by_adafactor
 from .average import with_average
 from .bad_steps import with_guard
-from .config import OptimizerConfig
+from .config import BadStepsConfig, OptimizerConfig
+from .groups import add_decay, by_layer, decay_of, masked_like, scale_groups
 from .matrices import shape_of
 from .muon import scale_by_muon
 from .precision import with_master, with_stochastic_rounding
@@ -41,28 +42,26 @@ def make_optimizer(
         clipping.append(optax.clip(config.clip_value))
     if config.clip_norm is not None:
         clipping.append(optax.clip_by_global_norm(config.clip_norm))
-    optimizer = optax.chain(*clipping, optimizer)
+    scaling = [scale_groups(config.groups, model, config.lora)] if config.groups else []
+    optimizer = optax.chain(*clipping, optimizer, *scaling)
     if config.precision == "bfloat16_master":
         optimizer = with_master(optimizer)
     if config.precision == "bfloat16_stochastic":
         optimizer = with_stochastic_rounding(optimizer, seed)
     if config.ema is not None:
         optimizer = with_average(optimizer, config.ema)
-    if config.on_bad_step == "skip" or config.spike is not None:
-        optimizer = with_guard(optimizer, config.spike)
+    if config.bad_steps != BadStepsConfig():
+        optimizer = with_guard(optimizer, config.bad_steps.spike)
     return optimizer
 
 
 def _adamw(
     config: OptimizerConfig, rate: optax.Schedule, model: Model
 ) -> optax.GradientTransformation:
-    return optax.adamw(
-        rate,
-        b1=config.b1,
-        b2=config.b2,
-        eps=config.eps,
-        weight_decay=config.weight_decay,
-        mask=_decayed(config, model),
+    return optax.chain(
+        optax.scale_by_adam(config.b1, config.b2, config.eps),
+        _decay(config, model),
+        optax.scale_by_learning_rate(rate),
     )
 
 
@@ -70,12 +69,10 @@ def _lion(
     config: OptimizerConfig, rate: optax.Schedule, model: Model
 ) -> optax.GradientTransformation:
     """Lion (Chen et al., 2023)."""
-    return optax.lion(
-        rate,
-        b1=config.b1,
-        b2=config.b2,
-        weight_decay=config.weight_decay,
-        mask=_decayed(config, model),
+    return optax.chain(
+        optax.scale_by_lion(config.b1, config.b2),
+        _decay(config, model),
+        optax.scale_by_learning_rate(rate),
     )
 
 
@@ -90,29 +87,10 @@ def _muon(
     )
     muon = optax.chain(
         scale_by_muon(mine, config.momentum, config.nesterov),
-        optax.add_decayed_weights(config.weight_decay),
+        _decay(config, model),
         optax.scale_by_learning_rate(rate),
     )
-    adamw = optax.adamw(
-        rate,
-        b1=config.b1,
-        b2=config.b2,
-        eps=config.eps,
-        weight_decay=config.weight_decay,
-        mask=lambda updates: _masked_like(updates, _decayed(config, model)),
-    )
-    return optax.partition({"muon": muon, "adamw": adamw}, labels)
-
-
-def _masked_like(updates: Any, mask: Params) -> Any:
-    """Returns a mask for the parameters that another optimizer has left over."""
-    is_left_out = lambda x: isinstance(x, optax.MaskedNode)  # noqa: E731
-    return jax.tree.map(
-        lambda update, own: update if is_left_out(update) else own,
-        updates,
-        mask,
-        is_leaf=is_left_out,
-    )
+    return optax.partition({"muon": muon, "adamw": _adamw(config, rate, model)}, labels)
 
 
 def _muon_label(name: str, variable: nnx.Variable) -> str:
@@ -126,7 +104,7 @@ def _adafactor(
     shapes = _map_trained(config, model, lambda name, variable: shape_of(variable))
     return optax.chain(
         scale_by_adafactor(shapes),
-        optax.add_decayed_weights(config.weight_decay, _decayed(config, model)),
+        _decay(config, model),
         optax.scale_by_learning_rate(rate),
     )
 
@@ -135,7 +113,7 @@ def _sgd(
     config: OptimizerConfig, rate: optax.Schedule, model: Model
 ) -> optax.GradientTransformation:
     return optax.chain(
-        optax.add_decayed_weights(config.weight_decay, _decayed(config, model)),
+        _decay(config, model),
         optax.sgd(rate, config.momentum or None, config.nesterov),
     )
 
@@ -150,8 +128,16 @@ def _map_trained(
     return partition(map_parameters(model, leaf), config.lora)[0]
 
 
-def _decayed(config: OptimizerConfig, model: Model) -> Params:
-    return _map_trained(config, model, lambda name, _: is_decayed(config, name))
+def _decay(config: OptimizerConfig, model: Model) -> optax.GradientTransformation:
+    """Returns the step that adds weight decay, for all or some of the parameters."""
+    if any(group.weight_decay is not None for group in config.groups):
+        usual = lambda name: config.weight_decay if is_decayed(config, name) else 0.0  # noqa: E731
+        own = lambda name: decay_of(name, config.groups, usual(name))  # noqa: E731
+        return add_decay(by_layer(model, config.lora, own))
+    decayed = _map_trained(config, model, lambda name, _: is_decayed(config, name))
+    return optax.add_decayed_weights(
+        config.weight_decay, lambda updates: masked_like(updates, decayed)
+    )
 
 
 def is_decayed(config: OptimizerConfig, name: str) -> bool:

@@ -1,4 +1,4 @@
-"""Learning-rate schedules and their config: warm-up with a decay, and joined phases.
+"""Learning-rate schedules: warm-up with a decay, and joined phases.
 
 A schedule maps a step number, counted from 0, to a learning rate. It works on Python numbers and
 inside `jit`. Invalid arguments raise a UserError that lists every problem.
@@ -8,16 +8,15 @@ import dataclasses
 import itertools
 import math
 from collections.abc import Sequence
-from typing import ClassVar, Literal, NamedTuple
+from typing import NamedTuple
 
 import jax.numpy as jnp
 import optax
 from jax import Array
 
-from jaxllm.config.checks import check_fields, check_not_negative, check_positive
 from jaxllm.errors import UserError
 
-Decay = Literal["cosine", "linear", "exponential"]
+from .schedule_config import Decay, PhaseConfig, ScheduleConfig
 
 # The remaining fraction of `peak - final` after a fraction r of the decay.
 DECAYS = {
@@ -25,57 +24,6 @@ DECAYS = {
     "linear": lambda r: 1 - r,
     "exponential": lambda r: jnp.exp(-3 * r),
 }
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class PhaseConfig:
-    """One phase of a run, with its own warm-up and decay; phases follow each other."""
-
-    __pydantic_config__: ClassVar = {"extra": "forbid"}
-
-    stop: int  # end step (exclusive); a phase starts where the previous one stops
-    learning_rate: float  # peak
-    final_learning_rate: float = 0.0
-    warmup_steps: int = 0
-    decay: Decay = "cosine"
-
-    def __post_init__(self) -> None:
-        check_fields(self, "optimizer.phases: ")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ScheduleConfig:
-    """The learning rate of every step; these are fields of the optimizer's config."""
-
-    __pydantic_config__: ClassVar = {"extra": "forbid"}
-
-    learning_rate: float = 3e-4  # peak
-    final_learning_rate: float = 0.0
-    final_div_factor: float | None = None  # alternative: final learning rate = peak / this factor
-    warmup_steps: int = 0
-    # inverse_sqrt falls with the square root of the step from the warm-up on (Vaswani et al., 2017)
-    decay: Literal[Decay, "constant", "inverse_sqrt", "wsd", "multi_step"] = "cosine"
-    decay_steps: int | None = None  # for decay="wsd": of the last part; None: a tenth of the run
-    # For decay="multi_step": the fractions of the run at which the rate changes.
-    milestones: tuple[float, ...] = (0.8, 0.9)
-    factors: tuple[float, ...] = (0.316, 0.1)  # rate / peak after each milestone
-    phases: tuple[PhaseConfig, ...] = ()  # replaces all the fields above
-
-    def __post_init__(self) -> None:
-        prefix = "optimizer."
-        check_fields(self, prefix)
-        check_positive(self, "learning_rate", prefix=prefix)
-        check_not_negative(self, "final_learning_rate", "warmup_steps", prefix=prefix)
-        if self.decay_steps is not None and (self.decay != "wsd" or self.decay_steps < 1):
-            raise ValueError(
-                f"{prefix}decay_steps={self.decay_steps}: only for decay='wsd', and at least 1"
-            )
-        if self.final_div_factor is not None and self.final_div_factor < 1:
-            raise ValueError(f"optimizer.final_div_factor={self.final_div_factor} is less than 1")
-        if self.final_div_factor is not None and self.final_learning_rate:
-            raise ValueError(
-                "give either optimizer.final_learning_rate or optimizer.final_div_factor, not both"
-            )
 
 
 def make_schedule(config: ScheduleConfig, steps: int) -> optax.Schedule:
@@ -95,7 +43,7 @@ def make_schedule(config: ScheduleConfig, steps: int) -> optax.Schedule:
             ]
         )
     if config.decay == "multi_step":
-        return multi_step(peak, warmup, steps, config.milestones, config.factors)
+        return multi_step(peak, warmup, steps, *dataclasses.astuple(config.multi_step))
     if config.decay == "constant":
         return warmup_decay(peak, peak, warmup, steps)
     if config.decay == "inverse_sqrt":
@@ -104,7 +52,7 @@ def make_schedule(config: ScheduleConfig, steps: int) -> optax.Schedule:
     final = config.final_learning_rate if factor is None else peak / factor
     if config.decay == "wsd":
         return warmup_stable_decay(peak, final, warmup, steps, config.decay_steps)
-    return warmup_decay(peak, final, warmup, steps, config.decay)
+    return warmup_decay(peak, final, warmup, steps, config.decay, config.cycles)
 
 
 def _phase_schedule(phase: PhaseConfig, steps: int) -> optax.Schedule:
@@ -114,7 +62,12 @@ def _phase_schedule(phase: PhaseConfig, steps: int) -> optax.Schedule:
 
 
 def warmup_decay(
-    peak: float, final: float, warmup_steps: int, total_steps: int, decay: Decay = "cosine"
+    peak: float,
+    final: float,
+    warmup_steps: int,
+    total_steps: int,
+    decay: Decay = "cosine",
+    cycles: int = 1,
 ) -> optax.Schedule:
     """Linear warm-up to `peak`, then decay to `final`, which holds from `total_steps` on.
 
@@ -127,15 +80,23 @@ def warmup_decay(
         warmup_steps: fewer than `total_steps`.
         total_steps: warm-up and decay together.
         decay: the shape of the decay.
+        cycles: how many equal decays follow each other, each from `peak` (Loshchilov and Hutter,
+            2017).
     """
     _check_steps(warmup_steps, total_steps)
     _check_rates(peak=peak, final=final)
     _check(decay not in DECAYS and f"decay={decay!r} is not one of {', '.join(DECAYS)}")
     _check(final > peak and f"final={final} is greater than peak={peak}")
+    _check(cycles < 1 and f"cycles={cycles} is less than 1")
+
+    span = total_steps - warmup_steps
+    _check(cycles * span >= 2**31 and f"cycles={cycles} are too many for {total_steps} steps")
 
     def rate(step: Array) -> Array:
-        progress = (step - warmup_steps) / (total_steps - warmup_steps)
-        remaining = jnp.where(progress < 1, DECAYS[decay](jnp.clip(progress, 0, 1)), 0.0)
+        done = jnp.clip(step - warmup_steps, 0, span)
+        # In integers: rounded, a decay could begin anew a step later.
+        inside = (cycles * done % span if cycles > 1 else done) / span
+        remaining = jnp.where(done < span, DECAYS[decay](inside), 0.0)
         return jnp.where(
             step < warmup_steps,
             _warmup_rate(peak, step, warmup_steps),

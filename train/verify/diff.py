@@ -17,10 +17,7 @@ from jaxllm.train.config import ConfigError, load_stored, to_dict
 from jaxllm.train.monitoring.metrics import read_results
 
 # Config fields that change no number of a run, but where it is written and what is logged.
-HARMLESS = (
-    *("output", "log_every", "eval_every", "save_every", "keep", "tensorboard", "wandb"),
-    "speed",
-)
+HARMLESS = (*("output", "eval_every", "save_every", "keep", "logging", "export", "speed"),)
 
 AnyArray = StoredArray | StoredLayer
 Records = dict[int, dict[str, float]]  # step -> metric name -> value

@@ -26,7 +26,7 @@ from jaxllm.sharding import MESH_AXES, platform
 from jaxllm.train.config import TrainConfig
 from jaxllm.train.data.placement import on_mesh
 from jaxllm.train.mesh import layouts, make_mesh
-from jaxllm.train.optimizers.config import OptimizerConfig
+from jaxllm.train.optimizers.config import BadStepsConfig, OptimizerConfig
 from jaxllm.train.step import Steps, TrainState, make_steps
 
 Arrays = dict[str, np.ndarray]  # by parameter name, layers unstacked
@@ -175,7 +175,7 @@ class Program:
 def plain_optimizer(optimizer: OptimizerConfig) -> OptimizerConfig:
     """Returns the rule of an optimizer for all parameters in float32, so that rounding is small."""
     return dataclasses.replace(
-        optimizer, lora=None, precision="float32", ema=None, on_bad_step="stop", spike=None
+        optimizer, lora=None, precision="float32", ema=None, bad_steps=BadStepsConfig(), groups=()
     )
 
 

@@ -10,6 +10,7 @@ from jaxllm.interop.families.common.fields import Json
 
 from .inputs import Inputs
 from .overrides import attribute
+from .peft_models import state_of
 from .recurrences import record_delta_rules
 
 if TYPE_CHECKING:
@@ -86,7 +87,7 @@ class _Transformers:
         return {**module.config.to_dict(), "architectures": [type(module).__name__]}
 
     def family(self, module: Any) -> Family:
-        return variant_of(_known(module.config.model_type), module.state_dict())
+        return variant_of(_known(module.config.model_type), state_of(module))
 
     def masks(self, module: Any) -> Collection[str]:
         return "source_mask", "target_mask"

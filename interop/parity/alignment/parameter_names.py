@@ -16,6 +16,7 @@ from jaxllm.models import Model
 
 from .adapters import adapter_of
 from .function_model import FunctionModel
+from .peft_models import state_of
 
 DECAYED = ("kernel", "embedding")
 
@@ -33,7 +34,7 @@ def read_config(reference: Any) -> tuple[dict[str, Any], Layout, list[str]]:
     fields = family.fields(given)
     # Families look only at the names of the tensors: at the originals to tell whether the head is
     # tied, and at all of them for what modules name otherwise than files.
-    state = reference.state_dict()
+    state = state_of(reference)
     first: dict[int, str] = {}
     for name, tensor in state.items():
         first.setdefault(tensor.data_ptr(), name)
@@ -61,7 +62,7 @@ def table_for(reference: Any, config: Config) -> RuleTable:
 
 def tensors_of(reference: Any) -> dict[str, np.ndarray]:
     """Returns the reference's state dict as NumPy arrays in their dtypes, tied weights included."""
-    return {name: _array(tensor) for name, tensor in reference.state_dict().items()}
+    return {name: _array(tensor) for name, tensor in state_of(reference).items()}
 
 
 def _array(tensor: Any) -> np.ndarray:

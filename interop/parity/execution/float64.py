@@ -3,7 +3,10 @@
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
+
+from jaxllm.interop.parity.alignment.overrides import attribute
 
 from .operations import in_place
 from .operations.constants import is_constant, marked
@@ -19,6 +22,7 @@ def in_float64() -> Iterator[None]:
     always.
     """
     import torch
+    from torch.nn.utils import parametrize
     from torch.utils._python_dispatch import TorchDispatchMode
     from torch.utils._pytree import tree_map
 
@@ -44,7 +48,10 @@ def in_float64() -> Iterator[None]:
                 func = grouped_product
             return func(*args, **given)
 
-    with warnings.catch_warnings(), InFloat64():
+    # PEFT adds to the parameters of experts so, which then are in float64.
+    register = partial(parametrize.register_parametrization, unsafe=True)
+    unchecked = attribute(parametrize, "register_parametrization", register)
+    with warnings.catch_warnings(), unchecked, InFloat64():
         # Norms: parameters stay in float32 until they are used.
         warnings.filterwarnings("ignore", "Mismatch dtype between input and weight")
         yield

@@ -12,7 +12,7 @@ from jax import Array
 from jaxllm.interop.parity.alignment.inputs import Inputs
 from jaxllm.interop.parity.report.rows import NATS
 from jaxllm.models import Model, with_scanned_layers
-from jaxllm.params import Params, map_parameters, named_parameters, split
+from jaxllm.params import Params, map_parameters, named_parameters, split, unstack_name
 from jaxllm.sharding import to_host
 
 from .jax_trace import PRECISION, call
@@ -34,13 +34,16 @@ def train_model(
         constant: names of parameters that are not trained and not returned.
     """
     bind, params = split(model)
-    trained = map_parameters(model, lambda name, _: float(name not in constant))
+    trained = map_parameters(
+        model, lambda name, _: float(any(one not in constant for one, _ in unstack_name(name)))
+    )
 
     @jax.jit
     def step(params: Params, state: Any, given: Mapping[str, Array]) -> tuple:
         loss, gradient = jax.value_and_grad(mean_loss)(params, bind, given)
         gradient = jax.tree.map(jnp.multiply, gradient, trained)
         update, state = optimizer.update(gradient, state, params)
+        update = jax.tree.map(jnp.multiply, update, trained)
         return loss, gradient, update, optax.apply_updates(params, update), state
 
     with jax.default_matmul_precision(PRECISION):

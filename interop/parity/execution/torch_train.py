@@ -8,6 +8,7 @@ import numpy as np
 
 from jaxllm.interop.parity.alignment.adapters import outputs_of
 from jaxllm.interop.parity.alignment.inputs import Inputs
+from jaxllm.interop.parity.alignment.peft_models import base_name, is_trained
 
 from .float64 import in_float64
 from .recipe import Recipe, TrainingRecord
@@ -47,7 +48,7 @@ def train_reference(
     import torch
 
     seed, dtype = rounding.seed, torch.float64 if rounding.is_wide else torch.float32
-    before = dict(reference.named_parameters())
+    before = {n: p for n, p in reference.named_parameters() if is_trained(reference, n)}
     params = {n: p.detach().to(dtype, copy=True).requires_grad_() for n, p in before.items()}
     optimizer = _optimizer(params, recipe, decays)
     losses, norm = [], 0.0
@@ -76,7 +77,7 @@ def train_reference(
     copies = {  # every name of a tied parameter, mapped to its first name
         copy: name
         for copy, p in reference.named_parameters(remove_duplicate=False)
-        for name in [next(name for name, original in before.items() if original is p)]
+        for name in [name for name, original in before.items() if original is p][:1]
     }
     named = {
         what: {copy: arrays[name] for copy, name in copies.items()}
@@ -129,7 +130,7 @@ def _optimizer(params: dict[str, Any], recipe: Recipe, decays: Collection[str]) 
 
     groups = [
         {
-            "params": [p for name, p in params.items() if (name in decays) == decay],
+            "params": [p for n, p in params.items() if (base_name(n) in decays) == decay],
             "weight_decay": recipe.weight_decay if decay else 0.0,
         }
         for decay in (True, False)

@@ -1,17 +1,18 @@
 """Config level: compares every field that affects the numbers."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from jaxllm.config import Config, StackConfig, flatten, make_config, upgrade_name
 from jaxllm.interop.parity.alignment.inputs import output_config
 from jaxllm.interop.parity.alignment.parameter_names import read_config
+from jaxllm.interop.parity.alignment.peft_models import base_name, our_factors
 from jaxllm.interop.parity.report.rows import FieldResult
 from jaxllm.models import Model
 
 from .level import Stage, both_digests
-from .sides import JaxSide
+from .sides import Comparison, JaxSide
 
 # Fields that may differ without a change of the numbers. The RoPE layout is the layout of the JAX
 # kernels, which the conversion rules take into account; max_len does not affect shorter sequences.
@@ -127,9 +128,25 @@ def _is_later(name: str) -> bool:
     return name.removeprefix("decoder.") in LATER
 
 
+def compare_scales(comparison: Comparison) -> Iterator[FieldResult]:
+    """Yields a row for the scale of each projection with LoRA's factors."""
+    ours = our_factors(comparison.unstacked)
+    theirs: dict[str, float] = {}
+    if comparison.factors is not None:
+        state = comparison.reference.state_dict().items()
+        found = {name: x.float().cpu().numpy() for name, x in state if base_name(name) is None}
+        theirs = comparison.factors.scales(found)
+    for name in dict.fromkeys([*ours, *theirs]):
+        shown = [f"{side[name]:.7g}" if name in side else "None" for side in (ours, theirs)]
+        yield FieldResult(f"{name}.lora.scale", *shown)
+
+
 CONFIG = Stage(
     name="config",
-    compare=lambda comparison: compare_config(comparison.reference, comparison.model),
+    compare=lambda comparison: [
+        *compare_config(comparison.reference, comparison.model),
+        *compare_scales(comparison),
+    ],
     record=lambda comparison: fields_of(comparison.reference, comparison.model),
     check=check_config,
     digests=lambda rows: both_digests(

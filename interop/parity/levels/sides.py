@@ -1,16 +1,18 @@
 """The sides of a comparison: the JAX model alone, or together with its reference."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from hashlib import sha256
 from typing import Any, TypeVar
 
+import numpy as np
 import optax
 
 from jaxllm.interop.families import RuleTable
 from jaxllm.interop.parity.alignment.inputs import Inputs
-from jaxllm.interop.parity.alignment.parameter_names import table_of
+from jaxllm.interop.parity.alignment.parameter_names import Imported, table_of
+from jaxllm.interop.parity.alignment.peft_models import Factors, by_base_name, is_adapted
 from jaxllm.interop.parity.execution.recipe import Recipe
 from jaxllm.interop.parity.execution.simulated_rounding import DRAWS
 from jaxllm.interop.parity.numerics.array_store import ArrayStore, in_memory
@@ -66,6 +68,18 @@ class Comparison(JaxSide):
     def table(self) -> RuleTable:
         """The conversion rules from the reference's tensors to the model's parameters."""
         return table_of(self.reference, self.model)
+
+    @cached_property
+    def factors(self) -> Factors | None:
+        """Where the factors of a reference with an adapter belong in the model."""
+        return Factors(self.reference, self.unstacked) if is_adapted(self.reference) else None
+
+    def in_jax_names(self, arrays: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+        """Returns tensors of the reference, or gradients like them, in JAX names and layouts."""
+        if self.factors is None:
+            return Imported(self.rules, arrays)
+        named = by_base_name(arrays)
+        return {**Imported(self.rules, named), **self.factors.arrays(arrays)}
 
     @cached_property
     def rules(self) -> Sequence[BoundRule]:

@@ -5,9 +5,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
+from jaxllm.errors import UserError
 from jaxllm.interop.parity.alignment.adapters import adapter_of
 from jaxllm.interop.parity.alignment.inputs import Inputs
-from jaxllm.interop.parity.alignment.parameter_names import Imported, decayed, our_names
+from jaxllm.interop.parity.alignment.parameter_names import decayed, our_names
+from jaxllm.interop.parity.alignment.peft_models import (
+    Factors,
+    base_name,
+    is_factor,
+    is_trained,
+)
 from jaxllm.interop.parity.execution.jax_train import check_moments, loss_unit, train_model
 from jaxllm.interop.parity.execution.recipe import Recipe, TrainingRecord
 from jaxllm.interop.parity.execution.torch_train import (
@@ -23,7 +30,7 @@ from jaxllm.interop.parity.recording.plain import plain
 from jaxllm.interop.parity.recording.recording import Recording
 from jaxllm.interop.parity.recording.sample import elements
 from jaxllm.interop.parity.report.rows import NATS
-from jaxllm.interop.rules.rule import BoundRule
+from jaxllm.params import named_parameters
 
 from .level import Stage
 from .routers import has_tie, record_routers
@@ -167,6 +174,8 @@ def training_setup(comparison: Comparison) -> TrainingSetup:
     batches = [batch.replace_token(unused, model) for batch in (inputs, *later)]
     names = our_names(comparison.rules)
     constant = {ours for name, _ in reference.named_buffers() for ours in names.get(name, ())}
+    if comparison.factors is not None:
+        constant |= _frozen(comparison, comparison.factors, names)
     return TrainingSetup(batches, constant, _later(inputs) if steps > 1 else "")
 
 
@@ -175,6 +184,28 @@ def _later(inputs: Inputs) -> str:
     if inputs.further is not None:
         return inputs.further.words
     return "random tokens" if inputs.are_tokens else "random vectors"
+
+
+def _frozen(
+    comparison: Comparison, factors: Factors, names: Mapping[str, Sequence[str]]
+) -> set[str]:
+    """Returns the names of the parameters that an adapter leaves as they are.
+
+    Raises UserError if the two sides train other factors.
+    """
+    if factors.shared:
+        raise UserError(
+            f"the projections in {', '.join(factors.shared)} share a factor in PEFT, and have one "
+            "each in jaxllm: the levels weights, config, logits, layers and generate compare them"
+        )
+    reference = comparison.reference
+    found = [name for name, _ in reference.named_parameters() if is_trained(reference, name)]
+    full = {ours for name in found for ours in names.get(base_name(name) or "", ())}
+    return {
+        name
+        for name in named_parameters(comparison.unstacked)
+        if not is_factor(name) and name not in full
+    }
 
 
 def reference_runs(comparison: Comparison, setup: TrainingSetup) -> Iterator[TrainingRecord]:
@@ -192,13 +223,13 @@ def reference_runs(comparison: Comparison, setup: TrainingSetup) -> Iterator[Tra
             train_reference(
                 comparison.reference, setup.batches, comparison.recipe, decays, rounding
             ),
-            comparison.rules,
+            comparison,
         )
 
 
-def with_jax_names(run: TrainingRecord, rules: Sequence[BoundRule]) -> TrainingRecord:
+def with_jax_names(run: TrainingRecord, comparison: Comparison) -> TrainingRecord:
     """Returns a run of the reference with the names and layouts of the JAX model."""
-    first = {what: Imported(rules, arrays) for what, arrays in run.first.items()}
+    first = {what: comparison.in_jax_names(arrays) for what, arrays in run.first.items()}
     return dataclasses.replace(run, first=first)
 
 

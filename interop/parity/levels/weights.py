@@ -21,6 +21,7 @@ from jaxllm.interop.parity.alignment.parameter_names import (
     table_for,
     tensors_of,
 )
+from jaxllm.interop.parity.alignment.peft_models import base_name, is_factor
 from jaxllm.interop.parity.execution.jax_parameters import LazyWeights
 from jaxllm.interop.parity.report.rows import WeightResult
 from jaxllm.interop.rules.rule import BoundRule
@@ -196,11 +197,39 @@ def digest(array: np.ndarray) -> str:
     return found.hexdigest()
 
 
+def _compare_all(comparison: Comparison) -> list[WeightResult]:
+    rows = compare_weights(comparison.reference, comparison.unstacked, comparison.table)
+    return [*rows, *compare_factors(comparison)]
+
+
+def compare_factors(comparison: Comparison) -> Iterator[WeightResult]:
+    """Yields a row for each of LoRA's factors, of either side."""
+    weights = LazyWeights(comparison.unstacked)
+    ours = [name for name in weights if is_factor(name)]
+    state = dict(comparison.reference.state_dict()) if comparison.factors is not None else {}
+    found = {name: x.float().cpu().numpy() for name, x in state.items() if base_name(name) is None}
+    theirs = {} if comparison.factors is None else comparison.factors.arrays(found)
+    for name in dict.fromkeys([*ours, *theirs]):
+        path, _, parameter = name.rpartition(".")
+        array = weights.get(name)
+        if name not in theirs and array is not None and not array.any():
+            continue  # of a layer without factors, in a stack with them
+        place = (path, parameter, (name,))
+        if array is None or name not in theirs:
+            bits = 8 * (theirs[name] if array is None else array).nbytes
+            remark = f"only in the {'reference' if array is None else 'model'}"
+            yield WeightResult(*place, bits, bits, remark)
+            continue
+        yield WeightResult(
+            *(*place, 8 * array.nbytes, differing_bits(array, theirs[name])),
+            num_nan=count_nan(array),
+            digests=(digest(array), digest(theirs[name])),
+        )
+
+
 WEIGHTS = Stage(
     name="weights",
-    compare=lambda comparison: compare_weights(
-        comparison.reference, comparison.unstacked, comparison.table
-    ),
+    compare=_compare_all,
     record=record_weights,
     check=check_weights,
     digests=digests_of,

@@ -144,13 +144,13 @@ def _data(arguments: argparse.Namespace) -> int:
 
 def _abstract_model(config: "TrainConfig") -> "Model":
     """Returns the model of a run without weights."""
-    from jaxllm.hub import local_path
+    from jaxllm.interop.adapters.continuing import find_checkpoint
     from jaxllm.interop.loading.checkpoint import read_model_config
     from jaxllm.models import build_abstract
 
     if config.model is not None:
         return build_abstract(config.model)
-    return build_abstract(read_model_config(local_path(str(config.init_from))))
+    return build_abstract(read_model_config(find_checkpoint(str(config.init_from))))
 
 
 def _tokenize(arguments: argparse.Namespace) -> int:

@@ -21,6 +21,7 @@ class Start(NamedTuple):
     lines: str
     max_len: int
     is_new: bool
+    is_adapter: bool = False
 
 
 def add_commands(add: AddCommand) -> None:
@@ -71,6 +72,8 @@ def _new(arguments: argparse.Namespace) -> int:
         raise UserError(
             f"--lora: {arguments.start} has no weights to adapt; --from a checkpoint does"
         )
+    if arguments.lora and start.is_adapter:
+        raise UserError(f"--lora: {arguments.start} is an adapter, which is trained on as it is")
     kind = find_kind(arguments.data)
     write_whole(file, compose(arguments, start, kind))
     load_config(file)  # as `jaxllm train` does
@@ -84,6 +87,8 @@ def _find_start(given: str) -> Start:
 
     from jaxllm.errors import did_you_mean
     from jaxllm.hub import local_path
+    from jaxllm.interop.adapters.continuing import find_checkpoint
+    from jaxllm.interop.adapters.merging import is_adapter
     from jaxllm.interop.loading.checkpoint import read_model_config
 
     if given in preset_names():
@@ -96,9 +101,12 @@ def _find_start(given: str) -> Start:
             f"--from {given}: there is no such checkpoint, and no such architecture; there are "
             f"{', '.join(preset_names())}{did_you_mean(given, preset_names())}"
         )
-    max_len = getattr(read_model_config(place), "max_len", LONGEST)
+    max_len = getattr(read_model_config(find_checkpoint(place)), "max_len", LONGEST)
     comment = "# The checkpoint whose weights and tokenizer the run begins with.\n"
-    return Start(f"{comment}init_from: {json.dumps(given)}\n", max_len, False)
+    if is_adapter(place):
+        comment = "# The adapter that is trained on, with its settings of LoRA.\n"
+    lines = f"{comment}init_from: {json.dumps(given)}\n"
+    return Start(lines, max_len, False, is_adapter(place))
 
 
 def find_kind(patterns: list[str]) -> str:
@@ -127,8 +135,9 @@ def find_kind(patterns: list[str]) -> str:
 def compose(arguments: argparse.Namespace, start: Start, kind: str) -> str:
     """Returns the text of the file."""
     rate, lora = ("3.0e-4" if start.is_new else "2.0e-5"), ""
-    if arguments.lora:
+    if arguments.lora or start.is_adapter:
         rate = "1.0e-4"
+    if arguments.lora:
         lora = (
             "  # Train small factors beside the frozen weights; see docs/train.md\n"
             "  lora: {rank: 16, alpha: 32}\n"
@@ -162,4 +171,5 @@ def compose(arguments: argparse.Namespace, start: Start, kind: str) -> str:
         f"{lora}\n"
         "eval_every: 100  # steps between held-out losses\n"
         "save_every: 100  # steps between checkpoints, of which `keep` (2) stay\n"
+        "# export: {every: 500}  # also for transformers or, with LoRA, PEFT, while it trains\n"
     )

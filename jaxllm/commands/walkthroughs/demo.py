@@ -24,6 +24,7 @@ from jaxllm.tokenization.chat import render_chat
 from jaxllm.train import TrainConfig, make_mesh, train
 from jaxllm.train.mesh import MeshConfig
 from jaxllm.train.optimizers.config import OptimizerConfig
+from jaxllm.train.settings.logging import LoggingConfig
 
 from .checks import (
     Check,
@@ -137,7 +138,7 @@ def run_config(folder: Path, source: Path, steps: int) -> TrainConfig:
         seq_len=128,
         mesh=MESH,
         optimizer=OptimizerConfig(learning_rate=1e-4, warmup_steps=1),
-        log_every=1,
+        logging=LoggingConfig(every=1),
         eval_every=steps,
         eval_batches=2,
         save_every=steps,

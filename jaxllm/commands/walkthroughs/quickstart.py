@@ -25,6 +25,7 @@ from jaxllm.train import TrainConfig, make_mesh, train
 from jaxllm.train.data.documents import load_corpus
 from jaxllm.train.mesh import MeshConfig
 from jaxllm.train.optimizers.config import OptimizerConfig
+from jaxllm.train.settings.logging import LoggingConfig
 
 from .checks import (
     Check,
@@ -118,7 +119,7 @@ def run_config(folder: Path, source: Path, steps: int) -> TrainConfig:
         seq_len=128,
         mesh=MESH,
         optimizer=OptimizerConfig(learning_rate=3e-3, warmup_steps=min(20, steps // 2)),
-        log_every=max(1, steps // 10),
+        logging=LoggingConfig(every=max(1, steps // 10)),
         eval_every=max(1, steps // 10),
         eval_batches=8,
         save_every=max(1, steps // 2),

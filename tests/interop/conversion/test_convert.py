@@ -30,6 +30,7 @@ from jaxllm.params import named_parameters, with_arrays
 from jaxllm.train import TrainConfig, train
 from jaxllm.train.data.documents import DataConfig
 from jaxllm.train.mesh import MeshConfig
+from jaxllm.train.settings.logging import LoggingConfig
 
 
 def content(folder: Path) -> dict[str, bytes]:
@@ -218,7 +219,7 @@ def run(request, tmp_path_factory) -> Path:
         data=DataConfig(text=(str(folder / "text.txt"),), held_out=0.3),
         model=DecoderConfig(**sizes, head_dim=8, mlp_dim=64, scan_layers=is_stacked),
         mesh=MeshConfig(fsdp=4, tensor=2),
-        tensorboard=False,
+        logging=LoggingConfig(tensorboard=False),
     )
     train(config)
     return folder / "run"

@@ -84,8 +84,16 @@ def test_the_fingerprint_depends_on_the_pairs_but_not_on_the_keys(tmp_path):
 
 def test_unsuitable_pairs_are_reported(tmp_path):
     config, model = write(tmp_path), build_abstract(BYTES)
-    with pytest.raises(ValueError, match=r"do not fit in seq_len=6: .* longest source has 8 t"):
+    with pytest.raises(
+        ValueError, match=r"pairs\.jsonl, line 21: .* not fit in seq_len=6: .* source has 8 t"
+    ):
         config.load(model, 6)
+    skipping = dataclasses.replace(config, bad_rows="skip").load(model, 6)
+    kept = len(skipping.train) + len(skipping.held_out)
+    assert 0 < kept < len(PAIRS)
+    whole = config.load(model, 8)
+    lengths = [part.arrays["source_mask"].sum(1) for part in whole[:2]]
+    assert kept == int((np.concatenate(lengths) <= 6).sum())
     with pytest.raises(ValueError, match=r"pairs\.jsonl, line 1: .* a text under 'english'"):
         dataclasses.replace(config, source_key="english").load(model, 8)
     with pytest.raises(ValueError, match=r"train an EncoderDecoder, but .* is SequenceModel"):

@@ -10,12 +10,12 @@ from jaxllm.errors import NonFiniteError
 from jaxllm.train import TrainConfig
 from jaxllm.train.monitoring.bad_step import BAD_STEP, MOST_SKIPPED, describe_bad_step
 from jaxllm.train.monitoring.run_logger import RunLogger
-from jaxllm.train.optimizers.config import OptimizerConfig
+from jaxllm.train.optimizers.config import BadStepsConfig, OptimizerConfig
 from jaxllm.train.speed.stopwatch import Rate
 
 RUN = TrainConfig(
     **{"output": "nowhere", "steps": 90, "batch_size": 8, "seq_len": 16, "model": TINY},
-    optimizer=OptimizerConfig(on_bad_step="skip", spike=3.0),
+    optimizer=OptimizerConfig(bad_steps=BadStepsConfig(action="skip", spike=3.0)),
 )
 
 
@@ -29,7 +29,9 @@ def test_the_batch_is_named():
 
 @pytest.mark.parametrize("outcome", ["stop", "skip"])
 def test_bad_steps_stop_a_run_or_are_skipped_until_they_are_too_many(outcome, tmp_path, capsys):
-    optimizer = dataclasses.replace(RUN.optimizer, on_bad_step=outcome)
+    optimizer = dataclasses.replace(
+        RUN.optimizer, bad_steps=BadStepsConfig(action=outcome, spike=3.0)
+    )
     run = dataclasses.replace(RUN, optimizer=optimizer)
     metrics = {"loss": jnp.asarray(jnp.nan), "grad_norm": jnp.asarray(jnp.nan)}
     metrics[BAD_STEP] = jnp.asarray(True)

@@ -12,11 +12,17 @@ from jaxllm.train import TrainConfig, load_config
 from jaxllm.train.monitoring import run_logger
 from jaxllm.train.monitoring.metrics import read_metrics, read_results
 from jaxllm.train.monitoring.run_logger import RunLogger
+from jaxllm.train.settings.logging import LoggingConfig
 from jaxllm.train.speed import stopwatch
 from jaxllm.train.speed.stopwatch import Rate
 
 RUN = TrainConfig(
-    output="run", steps=3, batch_size=2, seq_len=4, model=TINY, log_every=1, tensorboard=False
+    output="run",
+    steps=3,
+    batch_size=2,
+    seq_len=4,
+    model=TINY,
+    logging=LoggingConfig(every=1, tensorboard=False),
 )
 RATE = Rate(tokens_per_step=8, flops_per_step=1e9, num_devices=2, peak_flops=1e12)
 
@@ -66,7 +72,7 @@ def test_speed_is_a_record_of_its_own_and_counts_each_part(tmp_path, monkeypatch
     now = 100.0
     for module in (run_logger, stopwatch):
         monkeypatch.setattr(module, "monotonic", lambda: now)
-    config = dataclasses.replace(RUN, steps=5, log_every=2)
+    config = dataclasses.replace(RUN, steps=5, logging=LoggingConfig(every=2, tensorboard=False))
     with RunLogger(config, tmp_path, None, "nats per token", RATE) as logger:
         for step in range(1, 6):
             with logger.waiting_for_data():

@@ -5,7 +5,7 @@ import math
 import pytest
 
 from jaxllm.lora.config import LoraConfig
-from jaxllm.train.optimizers.config import OptimizerConfig
+from jaxllm.train.optimizers.config import BadStepsConfig, GroupConfig, OptimizerConfig
 
 
 @pytest.mark.parametrize(
@@ -25,7 +25,6 @@ from jaxllm.train.optimizers.config import OptimizerConfig
         ({"b2": 1.5}, "optimizer.b2=1.5"),
         ({"name": "adam"}, "optimizer.name='adam' is not one of adamw, .*, sgd"),
         ({"ema": 1.0}, "optimizer.ema=1.0 is not less than 1"),
-        ({"spike": 1.0}, "optimizer.spike=1.0 is not more than 1"),
         ({"clip_value": 0.0}, "optimizer.clip_value=0.0 is not positive"),
         (
             {"lora": LoraConfig(), "precision": "bfloat16_master"},
@@ -37,3 +36,18 @@ from jaxllm.train.optimizers.config import OptimizerConfig
 def test_invalid_settings_are_reported(changes, message):
     with pytest.raises(ValueError, match=message):
         OptimizerConfig(**changes)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: BadStepsConfig(spike=1.0), "optimizer.bad_steps.spike=1.0 is not more than 1"),
+        (lambda: GroupConfig(params=()), "optimizer.groups: params is empty"),
+        (lambda: GroupConfig(params=("a",), rate=-1.0), "optimizer.groups: rate=-1.0 is negative"),
+        (lambda: GroupConfig(params=("a",), rate=math.inf), "rate=inf is not a finite number"),
+        (lambda: GroupConfig(params=("a",), weight_decay=-0.1), "weight_decay=-0.1 is negative"),
+    ],
+)
+def test_invalid_groups_are_reported(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()

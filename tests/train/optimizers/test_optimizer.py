@@ -16,7 +16,7 @@ from trajectories import compare, decayed
 from jaxllm.config import AttentionConfig, MlpConfig
 from jaxllm.models import build_abstract
 from jaxllm.params import dim_letters, map_parameters, named_parameters, parameter_shardings, split
-from jaxllm.train.optimizers.config import OptimizerConfig
+from jaxllm.train.optimizers.config import BadStepsConfig, OptimizerConfig
 from jaxllm.train.optimizers.optimizer import make_optimizer, optimizer_shardings
 
 TOLERANCE = 2e-6  # relative L2 error of parameters, float32
@@ -212,7 +212,11 @@ def test_the_state_of_each_is_sharded(name):
     mesh = jax.make_mesh((2, 2, 2), ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3)
     model = build_abstract(TINY)
     _, params = split(model)
-    settings = {"precision": "bfloat16_master", "ema": 0.9, "on_bad_step": "skip"}
+    settings = {
+        "precision": "bfloat16_master",
+        "ema": 0.9,
+        "bad_steps": BadStepsConfig(action="skip"),
+    }
     optimizer = make_optimizer(OptimizerConfig(name=name, **settings), STEPS, model)
     placed = parameter_shardings(model, mesh)
     state = jax.eval_shape(optimizer.init, params)

@@ -10,6 +10,7 @@ import torch
 from transformers import (
     get_constant_schedule_with_warmup,
     get_cosine_schedule_with_warmup,
+    get_cosine_with_hard_restarts_schedule_with_warmup,
     get_inverse_sqrt_schedule,
     get_linear_schedule_with_warmup,
     get_wsd_schedule,
@@ -19,12 +20,12 @@ from jaxllm.train.optimizers.config import OptimizerConfig
 from jaxllm.train.optimizers.schedule import (
     DECAYS,
     Phase,
-    PhaseConfig,
     join_phases,
     make_schedule,
     multi_step,
     warmup_decay,
 )
+from jaxllm.train.optimizers.schedule_config import MultiStepConfig, PhaseConfig
 
 COEFFICIENTS = {
     "cosine": lambda r: 0.5 * (1 + math.cos(math.pi * r)),
@@ -107,9 +108,8 @@ def test_phases_follow_each_other():
 def test_configs_select_every_schedule():
     linear = OptimizerConfig(learning_rate=1.0, final_div_factor=10, warmup_steps=1, decay="linear")
     assert rates(make_schedule(linear, 10), 11)[-1] == pytest.approx(0.1)
-    stepped = OptimizerConfig(
-        learning_rate=1.0, decay="multi_step", milestones=(0.5,), factors=(0.2,)
-    )
+    drops = MultiStepConfig(milestones=(0.5,), factors=(0.2,))
+    stepped = OptimizerConfig(learning_rate=1.0, decay="multi_step", multi_step=drops)
     np.testing.assert_allclose(rates(make_schedule(stepped, 4), 4), [1, 1, 0.2, 0.2], rtol=1e-6)
     phases = (PhaseConfig(stop=2, learning_rate=1.0), PhaseConfig(stop=4, learning_rate=0.5))
     in_phases = make_schedule(OptimizerConfig(phases=phases), 4)
@@ -166,21 +166,31 @@ def steps_of(schedule, optimizer, count: int) -> list[float]:
     return found
 
 
-@pytest.mark.parametrize("decay", ["constant", "linear", "cosine", "wsd", "inverse_sqrt"])
+@pytest.mark.parametrize(
+    "decay", ["constant", "linear", "cosine", "cosine x 3", "cosine x 7", "wsd", "inverse_sqrt"]
+)
 def test_schedules_by_name_are_those_of_transformers(decay):
     """After the warm-up: theirs starts from 0, where a step does nothing."""
     total, warmup, last = 50, 5, 12
+    decay, _, cycles = decay.partition(" x ")
     config = OptimizerConfig(
         learning_rate=0.5,
         warmup_steps=warmup,
         decay=decay,
         decay_steps=last if decay == "wsd" else None,
+        cycles=int(cycles or 1),
     )
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.5)
     given = {
         "constant": lambda: get_constant_schedule_with_warmup(optimizer, warmup),
         "linear": lambda: get_linear_schedule_with_warmup(optimizer, warmup, total),
-        "cosine": lambda: get_cosine_schedule_with_warmup(optimizer, warmup, total),
+        "cosine": lambda: (
+            get_cosine_with_hard_restarts_schedule_with_warmup(
+                optimizer, warmup, total, num_cycles=int(cycles)
+            )
+            if cycles
+            else get_cosine_schedule_with_warmup(optimizer, warmup, total)
+        ),
         "inverse_sqrt": lambda: get_inverse_sqrt_schedule(optimizer, warmup),
         "wsd": lambda: get_wsd_schedule(
             optimizer, warmup, last, num_stable_steps=total - warmup - last, decay_type="linear"

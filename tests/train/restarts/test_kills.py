@@ -23,7 +23,7 @@ model: {{vocab_size: 256, embed_dim: 32, num_layers: 2, num_heads: 2, num_kv_hea
 data: {{text: [{text}], held_out: 0}}
 save_every: 2
 eval_every: 100
-tensorboard: false
+logging: {{tensorboard: false}}
 """
 # The command, killed by itself after a number of events: files opened, renamed and removed.
 # A number that is never reached lets the command end.

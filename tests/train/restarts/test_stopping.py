@@ -15,6 +15,7 @@ from jaxllm.train.restarts.stopping import (
     resume_command,
     stopping_on_sigterm,
 )
+from jaxllm.train.settings.logging import LoggingConfig
 
 
 def test_sigterm_is_noticed_after_the_step():
@@ -40,7 +41,12 @@ def test_other_threads_leave_the_signal_alone():
 
 def test_an_interruption_says_where_the_run_stands(tmp_path):
     config = TrainConfig(
-        output=str(tmp_path), steps=9, batch_size=8, seq_len=16, model=TINY, tensorboard=False
+        output=str(tmp_path),
+        steps=9,
+        batch_size=8,
+        seq_len=16,
+        model=TINY,
+        logging=LoggingConfig(tensorboard=False),
     )
     command = f"jaxllm train {tmp_path}/config.yaml --resume"
     assert resume_command(config) == command

@@ -18,7 +18,8 @@ from jaxllm.train.checkpoint_arrays import open_step
 from jaxllm.train.data.documents import DataConfig
 from jaxllm.train.mesh import MeshConfig
 from jaxllm.train.optimizers.config import OptimizerConfig
-from jaxllm.train.optimizers.schedule import PhaseConfig
+from jaxllm.train.optimizers.schedule_config import PhaseConfig
+from jaxllm.train.settings.logging import LoggingConfig
 from jaxllm.train.verify.diff import diff_runs
 from jaxllm.train.verify.diff_table import headline
 
@@ -66,12 +67,12 @@ def runs(tmp_path_factory) -> Runs:
         save_every=SAVED,
         eval_every=STEPS,
         keep=9,
-        tensorboard=False,
+        logging=LoggingConfig(tensorboard=False),
     )
     other_text = dataclasses.replace(base.data, text=(str(folder / "other.txt"),))
     changes = {
         "base": {},
-        "again": {"log_every": 3, "keep": 8},
+        "again": {"logging": LoggingConfig(every=3, tensorboard=False), "keep": 8},
         "seed": {"seed": 1, "steps": CHANGED},
         "rate": {"optimizer": phases(1e-2, 5e-3)},
         "text": {"data": other_text, "steps": CHANGED},
@@ -83,7 +84,7 @@ def runs(tmp_path_factory) -> Runs:
 def test_a_repeated_run_has_no_differences(runs):
     found = diff_runs(runs["base"], runs["again"])
     assert found.same
-    assert {field.name for field in found.config} == {"output", "log_every", "keep"}
+    assert {field.name for field in found.config} == {"output", "logging.every", "keep"}
     assert all(field.is_free for field in found.config)
     assert found.checkpoints == (3, 6)
     assert (found.metrics, found.arrays, found.data) == ((), (), ())

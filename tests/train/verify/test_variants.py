@@ -10,7 +10,7 @@ from jaxllm.config import ExpertsConfig
 from jaxllm.lora.config import LoraConfig
 from jaxllm.params import split
 from jaxllm.train import TrainConfig
-from jaxllm.train.optimizers.config import OptimizerConfig
+from jaxllm.train.optimizers.config import BadStepsConfig, OptimizerConfig
 from jaxllm.train.verify.variants import (
     Program,
     Variant,
@@ -69,7 +69,7 @@ def test_a_variant_is_named_by_its_settings(variant, name):
 @pytest.mark.parametrize("name", ["muon", "adafactor"])
 def test_the_update_is_that_of_the_run_s_optimizer_on_a_mesh_too(name):
     """Gradients are told apart by AdamW's moments, whatever the run's optimizer is."""
-    settings = {"lora": LoraConfig(), "on_bad_step": "skip", "ema": 0.9}
+    settings = {"lora": LoraConfig(), "bad_steps": BadStepsConfig(action="skip"), "ema": 0.9}
     run = dataclasses.replace(RUN, optimizer=OptimizerConfig(name=name, **settings))
     plain = dataclasses.replace(run, optimizer=OptimizerConfig())
     rng = np.random.default_rng(0)

@@ -3,7 +3,7 @@
 import gzip
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any, BinaryIO, cast
 
@@ -12,6 +12,7 @@ from jaxllm.errors import MissingPackageError, UserError
 from .row import Row, same, unreadable
 
 CHUNK = 1 << 20  # bytes of a .json file that are read at a time
+COMPRESSED = 1 << 12  # likewise of a compressed one, whose content may be a thousand times as large
 
 
 def text_file(file: Path, columns: tuple[str, ...]) -> Iterator[Row]:
@@ -104,5 +105,41 @@ def _lines(file: Path, stored: BinaryIO) -> IO[bytes]:
             raise MissingPackageError(
                 f"{file} needs zstandard, which is not installed: pip install 'jaxllm[data]'"
             ) from None
-        return io.BufferedReader(zstandard.open(stored, "rb"))
+        start = zstandard.ZstdDecompressor().decompressobj
+        return cast(IO[bytes], io.BufferedReader(_Decompressed(_frames(stored, start))))
     return stored
+
+
+def _frames(stored: BinaryIO, start: Callable[[], Any]) -> Iterator[bytes]:
+    """Yields the content of a file of Zstandard frames.
+
+    Raises EOFError if it ends inside one, which Zstandard's own reader passes over.
+    """
+    chunk = stored.read(COMPRESSED)
+    while chunk:
+        frame = start()
+        while not frame.eof:
+            if not chunk:
+                raise EOFError("the compressed file ends before its content does: it was cut short")
+            yield frame.decompress(chunk)
+            chunk = frame.unused_data if frame.eof else stored.read(COMPRESSED)
+        chunk = chunk or stored.read(COMPRESSED)
+
+
+class _Decompressed(io.RawIOBase):
+    """A readable file of parts."""
+
+    def __init__(self, parts: Iterator[bytes]):
+        self._parts, self._left = parts, b""
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while not self._left:
+            if (part := next(self._parts, None)) is None:
+                return 0
+            self._left = part
+        count = min(len(buffer), len(self._left))
+        buffer[:count], self._left = self._left[:count], self._left[count:]
+        return count

@@ -47,7 +47,10 @@ def test_the_kind_of_data_is_that_of_the_first_row(kind, data, byte_model, capsy
 def test_a_run_of_the_file_trains(data):
     assert main(["new", "small", "--from", "tiny", "--data", "text.jsonl"]) == 0
     short = ["--steps", "2", "--optimizer.warmup-steps", "1", "--seq-len", "16"]
-    assert main(["train", "small.yaml", *short, "--mesh.data", "8", "--tensorboard", "False"]) == 0
+    assert (
+        main(["train", "small.yaml", *short, "--mesh.data", "8", "--logging.tensorboard", "False"])
+        == 0
+    )
     assert (data / "runs" / "small" / "checkpoints" / "2").is_dir()
 
 
@@ -79,3 +82,21 @@ def test_what_is_not_there_is_refused_and_nothing_is_overwritten(data, capsys):
     assert main([*base, "tiny"]) == 0
     assert main([*base, "tiny"]) == 2
     assert "mine.yaml exists" in capsys.readouterr().err
+
+
+@pytest.mark.torch
+def test_an_adapter_is_trained_on(data, byte_model, capsys):
+    config = {
+        "peft_type": "LORA",
+        "r": 4,
+        "lora_alpha": 8,
+        "base_model_name_or_path": str(byte_model),
+    }
+    (data / "adapter").mkdir()
+    (data / "adapter" / "adapter_config.json").write_text(json.dumps(config))
+    arguments = ["--from", "adapter", "--data", "text.jsonl", "--tokenizer", "bytes"]
+    assert main(["new", "more", *arguments, "--lora"]) == 2
+    assert "--lora: adapter is an adapter, which is trained on as it is" in capsys.readouterr().err
+    assert main(["new", "more", *arguments]) == 0
+    assert load_config("more.yaml").optimizer.lora is None
+    assert main(["data", "more.yaml", "--batch-size", "1"]) == 0

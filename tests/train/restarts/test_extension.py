@@ -2,7 +2,7 @@
 
 import optax
 
-from jaxllm.train.optimizers.extension import describe_extension
+from jaxllm.train.restarts.extension import describe_extension
 
 
 def test_an_extension_is_described_by_its_rates():
