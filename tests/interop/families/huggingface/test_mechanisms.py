@@ -22,6 +22,7 @@ NAMES = (
     *("gpt_oss", "deepseek_v3", "deepseek_v2", "glm4_moe", "minimax_m2", "qwen3_next"),
     "qwen3_5_text",
 )
+STEEP = ("qwen3_next", "qwen3_5_text")
 LENGTHS = (5, 23, 1, 90)  # of prompts; the last is longer than any window
 NEW = 12
 TOLERANCE = 1e-5  # relative L2, float32
@@ -73,6 +74,14 @@ def test_generation_equals_that_of_transformers_alone_and_in_a_batch(built, name
     assert generate(model, prompts, NEW) == expected
 
 
+def with_other_last_bits(params):
+    """Returns parameters that differ by half a unit in the last place or less."""
+    rng = np.random.default_rng(1)
+    return jax.tree.map(
+        lambda x: (x * (1 + 6e-8 * rng.choice([-1, 1], x.shape))).astype(x.dtype), params
+    )
+
+
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize(
@@ -87,15 +96,18 @@ def test_loss_and_gradients_on_a_mesh_equal_those_on_one_device(built, name, mes
     def loss(params, batch):
         return next_token_loss(bind(params), batch, LossConfig(chunk_tokens=512))[0]
 
-    expected = jax.jit(jax.value_and_grad(loss))(params, batch)
+    on_one = jax.jit(jax.value_and_grad(loss))
+    expected = on_one(params, batch)
+    # The last bits of weights alone change the gradients of gated DeltaNet here by up to 8e-5.
+    noisy = on_one(with_other_last_bits(params), batch) if name in STEEP else expected
     devices = make_mesh(**mesh)
     with jax.set_mesh(devices):
         shardings = parameter_shardings(model, devices)
         places = map_parameters(model, lambda name, _: shardings[name])
         given = jax.device_put(params, places), on_mesh(batch, devices, 4)
         found = jax.jit(jax.value_and_grad(loss))(*given)
-    for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+    for one, other, near in zip(*map(jax.tree.leaves, (found, expected, noisy)), strict=True):
         if np.any(other):
-            assert relative_l2(one, other) <= TOLERANCE
+            assert relative_l2(one, other) <= max(TOLERANCE, 2 * relative_l2(near, other))
         else:  # the bias that corrects the choice of experts gets no gradient
             assert not np.any(one)
