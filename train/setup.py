@@ -47,7 +47,7 @@ log = logging.getLogger("jaxllm")
 def make_run_mesh(config: TrainConfig) -> Mesh:
     """Creates the mesh of a run. Raises ConfigError if the config does not fit the devices."""
     try:
-        mesh = make_mesh(**dataclasses.asdict(config.mesh))
+        mesh = make_mesh(**config.mesh.sizes)
     except UserError as error:
         raise ConfigError(str(error)) from error
     check_rows(config, mesh.shape)

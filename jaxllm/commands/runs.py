@@ -197,7 +197,7 @@ def _initial_weights(config: "TrainConfig", start: str | None) -> "Model | None"
 
     if start is None:
         return None
-    mesh, dtype = make_mesh(**dataclasses.asdict(config.mesh)), start_dtype(config)
+    mesh, dtype = make_mesh(**config.mesh.sizes), start_dtype(config)
     return load_pretrained(start, mesh=mesh, dtype=dtype, strict=config.strict, allow=config.allow)
 
 

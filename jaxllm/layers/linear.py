@@ -12,12 +12,14 @@ import numpy as np
 from flax import nnx
 from jax import Array
 from jax.ad_checkpoint import checkpoint_name
+from jax.typing import DTypeLike
 
 from jaxllm.config import Dtype, ReduceDtype, StackConfig
 from jaxllm.errors import UserError
 from jaxllm.sharding import constrain
 
 from .adapters.low_rank import LowRank, summed_dims
+from .gather import sum_in_stages
 from .lookup import look_up
 
 PROJECTION = "projection"  # checkpoint name of projection outputs, which remat="dots" saves
@@ -61,7 +63,12 @@ class Linear(nnx.Module):
 
     def __call__(self, x: Array) -> Array:
         """Returns the projection in the dtype of the output."""
-        y = self.accumulate(x).astype(self.dtype)
+        return self.finish(project(self.equation, x, self.kernel[...], self.reduce_dtype), x)
+
+    def finish(self, product: Array, x: Array) -> Array:
+        """Returns the projection of `x` in the dtype of the output, given its product."""
+        y = product.astype(jnp.float32)
+        y = (y if self.bias is None else y + self.bias[...].astype(jnp.float32)).astype(self.dtype)
         if self.lora is not None:
             y = y + self.lora(x).astype(self.dtype)
         return checkpoint_name(y, PROJECTION)
@@ -226,6 +233,12 @@ def kernel_gradient(equation: str, x: Array, dy: Array, dtype: ReduceDtype = "fl
     The product is arranged for speed on CPU: XLA's fast path needs the contracted dimensions last
     in memory, and a barrier keeps XLA from folding the transposition back in.
     """
+    product = functools.partial(_kernel_product, equation)
+    staged = sum_in_stages(functools.partial(product, jnp.float32), equation, x, dy, dtype)
+    return product(dtype, x, dy) if staged is None else staged
+
+
+def _kernel_product(equation: str, dtype: DTypeLike, x: Array, dy: Array) -> Array:
     x_dims, kernel_dims, y_dims = re.split(",|->", equation)
     flipped = "".join(sorted(x_dims, key=y_dims.__contains__))  # summed dimensions (B, T) last
     x_flipped = jnp.einsum(f"{x_dims}->{flipped}", x)

@@ -11,7 +11,7 @@ from jax.sharding import PartitionSpec
 from jaxllm.sharding import partition_spec, platform
 
 from .hooks import has_hook, without_hooks
-from .linear import Linear
+from .linear import Linear, project
 
 AXIS = "tensor"
 
@@ -53,6 +53,31 @@ def project_together(linears: Sequence[Linear], x: Array) -> tuple[Array, ...]:
         y if linear.lora is None else y + linear.lora(x).astype(y.dtype)
         for linear, y in zip(linears, projected, strict=True)
     )
+
+
+def project_and_sum(linear: Linear, x: Array) -> Array:
+    """Returns `linear(x)`, summed over `tensor` in the dtype of the output.
+
+    XLA for GPUs would sum the parts before they are rounded, which moves twice the bytes.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    ways = 1 if mesh.empty or has_hook(linear) else mesh.shape.get(AXIS, 1)
+    x_dims, dims, output = linear.equation.replace("->", ",").split(",")
+    kernel = linear.kernel[...]
+    spec = partition_spec(dims, kernel.shape, {AXIS: ways})
+    summed = [letter for letter, part in zip(dims, spec, strict=True) if part]
+    is_wide = jnp.dtype(linear.dtype).itemsize == jnp.dtype(jnp.float32).itemsize
+    if is_wide or not summed or summed[0] in output:
+        return linear(x)
+
+    def local(kernel: Array, x: Array) -> Array:
+        part = project(linear.equation, x, kernel, linear.reduce_dtype).astype(linear.dtype)
+        summed_in = jnp.float32 if platform() == "cpu" else linear.dtype  # see above
+        return jax.lax.psum(part.astype(summed_in), AXIS).astype(linear.dtype)
+
+    given = PartitionSpec(*(AXIS if letter in summed else None for letter in x_dims))
+    run = jax.shard_map(local, in_specs=(spec, given), out_specs=PartitionSpec(), axis_names={AXIS})
+    return linear.finish(run(kernel, x), x)
 
 
 def without_lora(linear: Linear) -> Linear:

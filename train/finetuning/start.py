@@ -37,6 +37,7 @@ def model_to_train(config: TrainConfig, model: Model | None) -> Model:
         "remat": config.remat,
         "attention.kernel": config.attention_kernel,
         "numerics.reduce_dtype": config.optimizer.reduce_dtype,
+        "norms.sequence_parallel": config.mesh.sequence_parallel or None,
     }
     given = {name: value for name, value in overrides.items() if value is not None}
     if config.model is not None and model is not None:

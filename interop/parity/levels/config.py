@@ -28,6 +28,7 @@ FREE = {
     "scan_layers",
     "remat",
     "attention.kernel",
+    "norms.sequence_parallel",
 }
 
 # Fields that early recordings lack, with the value that their references have.

@@ -15,7 +15,7 @@ from jaxllm.layers.context import Bias, Context
 from jaxllm.layers.hooks import apply_hook, has_hook
 from jaxllm.layers.linear import ATTENDED, Linear
 from jaxllm.layers.norm import Norm, make_qk_norm, normalize
-from jaxllm.layers.together import project_together
+from jaxllm.layers.together import project_and_sum, project_together
 from jaxllm.sharding import constrain
 
 from .cache import Cache, KVCache, NothingWritten, RingCache
@@ -89,7 +89,7 @@ class Attention(nnx.Module):
         else:
             out_BTNH = self.attend(q_BTNH, k_BTKH, v_BTKH, context, positions_BT)
         (out_BTNH,) = apply_hook(self, mixed=out_BTNH)
-        return self.o_proj(constrain(out_BTNH, "BTNH")), cache
+        return project_and_sum(self.o_proj, constrain(out_BTNH, "BTNH")), cache
 
     def attend(
         self, q_BTNH: Array, k_BTKH: Array, v_BTKH: Array, context: Context, positions_BT: Array
