@@ -33,10 +33,12 @@ DIMS: dict[str, tuple[str, ...]] = {
     "O": (),  # output_dim
     "L": (),  # stacked layers
     "R": (),  # rank of LoRA's factors
-    "P": (),  # width of the latent of keys and values
-    "Q": (),  # width of the latent of queries
+    "P": ("fsdp", "sequence", "expert"),  # width of the latent of keys and values
+    "Q": ("fsdp", "sequence", "expert"),  # width of the latent of queries
     ".": (),  # any dimension that is never sharded
 }
+
+WIDTHS = tuple(letter for letter, axes in DIMS.items() if axes == DIMS["D"])
 
 
 def partition_spec(

@@ -49,7 +49,7 @@ def test_the_analytic_plan_is_near_the_compiler(name, figure):
 @pytest.mark.exhaustive
 def test_configs_have_their_plans_at_their_heads():
     found = dict(pods.heads())
-    assert len(found) == 7
+    assert len(found) == 9
     for path, text in found.items():
         assert path.read_text() == text, f"run `python benchmarks/pods.py heads`: {path}"
 

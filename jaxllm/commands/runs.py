@@ -264,18 +264,21 @@ def _config_file(given: str, devices: int) -> Iterator[str]:
     The run of a model takes one sequence for each device, of at most 4,096 tokens, in bfloat16
     with full rematerialization, and its parameters are split over all devices.
     """
-    place = Path(given)
+    from jaxllm.config import to_dict
+    from jaxllm.hub import local_path
+    from jaxllm.storage.download import download_small
+    from jaxllm.storage.paths import is_remote
+
+    place = download_small(given) if is_remote(given) else Path(given)
     if not (place.is_dir() or given.startswith("hf://")):
-        yield given
+        yield str(place)
         return
     if (place / "config.yaml").is_file():
         yield str(place / "config.yaml")
         return
-    from jaxllm.config import to_dict
-    from jaxllm.hub import local_path
     from jaxllm.interop.loading.checkpoint import read_model_config
 
-    folder = local_path(given)
+    folder = local_path(given) if given.startswith("hf://") else place
     model = read_model_config(folder)
     run = {
         **{"output": f"runs/{folder.name}", "steps": 1000, "batch_size": devices},

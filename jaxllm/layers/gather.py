@@ -15,14 +15,14 @@ from jax import Array
 from jax.sharding import AbstractMesh, AxisType, PartitionSpec
 from jax.typing import DTypeLike
 
-from jaxllm.sharding import DIMS, constrain, partition_spec, platform, spec_axes
+from jaxllm.sharding import DIMS, WIDTHS, constrain, partition_spec, platform, spec_axes
 
 Module = TypeVar("Module", bound=nnx.Module)
 Axes = tuple[str, ...]
 
 
 def gather_kernels(module: Module, dtype: DTypeLike) -> Module:
-    """Returns a copy of a layer whose kernels are whole along D, rounded to a dtype.
+    """Returns a copy of a layer whose kernels are whole along D, P and Q, rounded to a dtype.
 
     Within a layer that is recomputed, the backward pass then gathers each kernel once, for the
     recomputation and for the gradient of its input; left to XLA, each of them may gather it. The
@@ -36,7 +36,7 @@ def gather_kernels(module: Module, dtype: DTypeLike) -> Module:
 
     def gather(variable: Any) -> Any:
         dims = getattr(variable, "dims", "")
-        if "D" not in dims or "E" in dims or len(dims) == 1:
+        if not {*WIDTHS} & {*dims} or "E" in dims or len(dims) == 1:
             return variable
         return variable.replace(_gather(dims, dtype, variable.get_value()))
 
@@ -48,12 +48,13 @@ def gather_kernels(module: Module, dtype: DTypeLike) -> Module:
 def _gather(dims: str, dtype: DTypeLike, kernel: Array) -> Array:
     mesh, x = jax.sharding.get_abstract_mesh(), kernel.astype(dtype)
     parts = [*partition_spec(dims, x.shape, mesh.shape)]
-    place = dims.index("D")
-    axes = spec_axes(parts[place])
+    place = next((i for i, part in enumerate(parts) if part and dims[i] in WIDTHS), 0)
+    axes = spec_axes(parts[place]) if dims[place] in WIDTHS else ()
     for kept in reversed(range(1, len(axes) if _in_stages() else 1)):
         parts[place] = axes[:kept]
         x = jax.lax.with_sharding_constraint(x, PartitionSpec(*parts))
-    return constrain(x, dims.replace("D", ".")).astype(kernel.dtype)
+    whole = "".join("." if letter in WIDTHS else letter for letter in dims)
+    return constrain(x, whole).astype(kernel.dtype)
 
 
 _gather.defvjp(
@@ -100,9 +101,10 @@ def sum_in_stages(
     free = _automatic(mesh)
     if not free:
         return None
-    place = kernel_dims.find("D")
     kernel = partition_spec(kernel_dims, [sizes[letter] for letter in kernel_dims], free)
-    axes = spec_axes(kernel[place]) if place >= 0 else ()
+    split = [i for i, part in enumerate(kernel) if part and kernel_dims[i] in WIDTHS]
+    place = split[0] if split else 0
+    axes = spec_axes(kernel[place]) if split else ()
     summed = [letter for letter in x_dims if letter in y_dims and letter not in kernel_dims]
     rows = {
         letter: part

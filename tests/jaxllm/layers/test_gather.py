@@ -9,7 +9,7 @@ from collectives import collectives
 from mesh_gradients import on_devices, on_one, random_batch, worst_error
 from tiny import TINY, random_model, relative_l2
 
-from jaxllm.config import ExpertsConfig, LayerKind
+from jaxllm.config import ExpertsConfig, LatentConfig, LayerKind
 from jaxllm.params import map_parameters, parameter_shardings, split
 from jaxllm.train import make_mesh
 from jaxllm.train.data.placement import on_mesh
@@ -18,6 +18,10 @@ ROWS, T, L = 8, 13, 3
 EXPERTS = {
     "experts": ExpertsConfig(num_experts=4, top_k=2, mlp_dim=24),
     "pattern": (LayerKind(mlp="experts"), LayerKind()),
+}
+LATENT = {
+    "attention.latent": LatentConfig(kv_rank=24, query_rank=16, rope_dim=8, value_dim=16),
+    "num_kv_heads": 4,
 }
 
 
@@ -65,6 +69,7 @@ def test_kernels_travel_in_the_compute_dtype_whatever_that_of_the_residual_strea
         ({"fsdp": 2, "tensor": 2, "expert": 2}, {"head.tied": True, "scan_layers": False}),
         ({"fsdp": 4, "expert": 2}, {"numerics.dtype": "bfloat16", "remat": "full"}),
         ({"fsdp": 2, "sequence": 2, "expert": 2}, EXPERTS),
+        ({"fsdp": 4, "expert": 2}, LATENT | {"scan_layers": True}),
     ],
 )
 def test_several_axes_gather_and_sum_one_after_the_other(axes, changes):
