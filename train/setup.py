@@ -14,6 +14,7 @@ from jaxllm.checkpoint_origin import KEPT, copy_files, copy_tokenizer
 from jaxllm.checkpointing.orbax_layout import ADAPTER, REFERENCE, read_step
 from jaxllm.config import stacks_of
 from jaxllm.distributed.agreement import check_agreement
+from jaxllm.distributed.devices import check_float8, device_of_kind
 from jaxllm.distributed.gather import gather_texts
 from jaxllm.errors import CheckpointError, UserError
 from jaxllm.hub import local_path
@@ -51,6 +52,8 @@ def make_run_mesh(config: TrainConfig) -> Mesh:
     except UserError as error:
         raise ConfigError(str(error)) from error
     check_rows(config, mesh.shape)
+    if config.dtype == "float8":
+        check_float8(device_of_kind(mesh.devices.flat[0].device_kind))
     return mesh
 
 

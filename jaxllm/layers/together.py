@@ -11,7 +11,7 @@ from jax.sharding import PartitionSpec
 from jaxllm.sharding import partition_spec, platform
 
 from .hooks import has_hook, without_hooks
-from .linear import Linear, project
+from .linear import Linear
 
 AXIS = "tensor"
 
@@ -71,7 +71,7 @@ def project_and_sum(linear: Linear, x: Array) -> Array:
         return linear(x)
 
     def local(kernel: Array, x: Array) -> Array:
-        part = project(linear.equation, x, kernel, linear.reduce_dtype).astype(linear.dtype)
+        part = linear.multiply(x, kernel).astype(linear.dtype)
         summed_in = jnp.float32 if platform() == "cpu" else linear.dtype  # see above
         return jax.lax.psum(part.astype(summed_in), AXIS).astype(linear.dtype)
 

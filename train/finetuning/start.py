@@ -9,6 +9,7 @@ from jax.sharding import Mesh
 from jaxllm.config import Dtype, check_has_head, with_fields
 from jaxllm.lora.attach import add_lora
 from jaxllm.models import Model, build_abstract
+from jaxllm.numerics.float8 import check_qwix
 from jaxllm.params import (
     Params,
     check_parameters,
@@ -32,8 +33,11 @@ def model_to_train(config: TrainConfig, model: Model | None) -> Model:
     Raises ConfigError if `model` is missing, unexpected or not of the right dtype; CheckpointError
     if its parameters are not those of its config, so that the run could not be resumed.
     """
+    if config.dtype == "float8":
+        check_qwix()
     overrides: dict[str, Any] = {
-        "numerics.dtype": config.dtype,
+        "numerics.dtype": config.activation_dtype,
+        "numerics.matmul_dtype": "float8" if config.dtype == "float8" else None,
         "remat": config.remat,
         "attention.kernel": config.attention_kernel,
         "numerics.reduce_dtype": config.optimizer.reduce_dtype,

@@ -35,7 +35,7 @@ def minimum_bytes(
     """
     sizes = {axis: size for axis, size in mesh_shape.items() if size > 1}
     numerics = stacks_of(model)[-1].numerics
-    width = jnp.dtype(config.dtype or numerics.dtype).itemsize
+    width = jnp.dtype(config.activation_dtype or numerics.dtype).itemsize
     reduced = jnp.dtype(config.optimizer.reduce_dtype or numerics.reduce_dtype).itemsize
     found: dict[tuple[str, ...], float] = defaultdict(float)
     named = named_parameters(build_abstract(model))

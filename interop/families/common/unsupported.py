@@ -13,6 +13,7 @@ _ALWAYS_SUPPORTED = {
     *("max_len", "norms.eps", "rope.layout", "init.std", "numerics.param_dtype", "numerics.dtype"),
     *("numerics.wide_residual", "scan_layers", "remat", "dropout", "init.kind"),
     *("attention.kernel", "numerics.reduce_dtype", "norms.sequence_parallel"),
+    "numerics.matmul_dtype",
 }
 
 

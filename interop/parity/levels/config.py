@@ -25,6 +25,7 @@ FREE = {
     "numerics.dtype",
     "numerics.wide_residual",
     "numerics.reduce_dtype",
+    "numerics.matmul_dtype",
     "scan_layers",
     "remat",
     "attention.kernel",
