@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from jaxllm.config import AttentionKernel, Config, Dtype, Remat, config_class, upgraded
+from jaxllm.config import AttentionKernel, Config, Remat, config_class, upgraded
 from jaxllm.config.checks import check_counts, check_fields, check_seed, show
 from jaxllm.config.problems import Location, explain
 from jaxllm.differences import differences
@@ -51,7 +51,7 @@ class TrainConfig:
     accumulate: int = 1  # microbatches per optimizer step: the same update, less memory
     # Of activations; None: the model's. Parameters stay float32. With float8, activations are
     # bfloat16 and projections multiply 8-bit floats.
-    dtype: Dtype | Literal["float8"] | None = None
+    dtype: Literal["float32", "bfloat16", "float16", "float8"] | None = None
     remat: Remat | None = None  # which activations to recompute; None: the model's setting
     loss: LossConfig = LossConfig()
     attention_kernel: AttentionKernel | None = None  # None: the model's attention.kernel
@@ -87,11 +87,6 @@ class TrainConfig:
                 "are learned by loss.dpo"
             )
         self.speed.check_steps(self.steps)
-
-    @property
-    def activation_dtype(self) -> Dtype | None:
-        """The dtype of activations; None: the model's."""
-        return "bfloat16" if self.dtype == "float8" else self.dtype
 
 
 # Fields that a resumed run may change: where and how it runs, not what it computes.

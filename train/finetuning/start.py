@@ -36,7 +36,7 @@ def model_to_train(config: TrainConfig, model: Model | None) -> Model:
     if config.dtype == "float8":
         check_qwix()
     overrides: dict[str, Any] = {
-        "numerics.dtype": config.activation_dtype,
+        "numerics.dtype": activation_dtype(config),
         "numerics.matmul_dtype": "float8" if config.dtype == "float8" else None,
         "remat": config.remat,
         "attention.kernel": config.attention_kernel,
@@ -62,6 +62,11 @@ def model_to_train(config: TrainConfig, model: Model | None) -> Model:
     _check_dtype(model, dtype)
     check_has_head(model.config, "train")
     return model if lora is None else with_wide_parameters(add_lora(model, lora), lora)
+
+
+def activation_dtype(config: TrainConfig) -> Dtype | None:
+    """Returns the dtype of a run's activations; None: the model's."""
+    return "bfloat16" if config.dtype == "float8" else config.dtype
 
 
 def start_dtype(config: TrainConfig) -> Dtype:
