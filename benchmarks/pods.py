@@ -69,7 +69,16 @@ CASES = {
         "llama3_8b_v5p.yaml",
         "v5p:2x2x4",
         (
-            *("--mesh.fsdp", "2", "--mesh.sequence", "8", "--seq-len", "32768"),
+            *(
+                "--mesh.fsdp",
+                "2",
+                "--mesh.expert",
+                "1",
+                "--mesh.sequence",
+                "8",
+                "--seq-len",
+                "32768",
+            ),
             *("--batch-size", "4", "--model.max-len", "32768"),
         ),
     ),
@@ -77,20 +86,31 @@ CASES = {
         "llama3_8b_v5p.yaml",
         "v5p:2x2x4",
         (
-            *("--mesh.fsdp", "2", "--mesh.sequence", "8", "--seq-len", "131072"),
+            *(
+                "--mesh.fsdp",
+                "2",
+                "--mesh.expert",
+                "1",
+                "--mesh.sequence",
+                "8",
+                "--seq-len",
+                "131072",
+            ),
             *("--batch-size", "2", "--model.max-len", "131072"),
         ),
     ),
     "llama3_8b_h100": Case("llama3_8b_h100.yaml", "h100:8"),
     "llama3_70b_v5p": Case("llama3_70b_v5p.yaml", "v5p:4x4x4"),
     "llama3_70b_v5p_tensor": Case(
-        "llama3_70b_v5p.yaml", "v5p:4x4x4", ("--mesh.fsdp", "16", "--mesh.tensor", "4")
+        "llama3_70b_v5p.yaml", "v5p:4x4x4", ("--mesh.expert", "1", "--mesh.tensor", "4")
     ),
     "llama3_70b_h100": Case("llama3_70b_h100.yaml", "h100:64"),
     "mixtral_8x7b_h200": Case("mixtral_8x7b_h200.yaml", "h200:8"),
     "mixtral_8x7b_h100": Case("mixtral_8x7b_h200.yaml", "h100:8"),
     "llama4_scout_v5p": Case("llama4_scout_v5p.yaml", "v5p:4x4x4"),
     "qwen3_30b_a3b_h100": Case("qwen3_30b_a3b_h100.yaml", "h100:16"),
+    "gpt_oss_20b_h100": Case("gpt_oss_20b_h100.yaml", "h100:8"),
+    "deepseek_v3_v5p": Case("deepseek_v3_v5p.yaml", "v5p:4x8x8"),
 }
 
 

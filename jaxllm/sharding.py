@@ -13,6 +13,8 @@ from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 MESH_AXES = ("data", "fsdp", "sequence", "tensor", "expert")  # of every mesh, in this order
 
+# Axes that split the residual stream as well with `norms.sequence_parallel`.
+SEQUENCE_PARALLEL = {"T": ("tensor",)}
 # The mesh axes that split a dimension of each letter.
 DIMS: dict[str, tuple[str, ...]] = {
     "B": ("data", "fsdp", "expert"),  # batch
@@ -31,14 +33,21 @@ DIMS: dict[str, tuple[str, ...]] = {
     "O": (),  # output_dim
     "L": (),  # stacked layers
     "R": (),  # rank of LoRA's factors
-    "P": (),  # width of the latent of keys and values
-    "Q": (),  # width of the latent of queries
+    "P": ("fsdp", "sequence", "expert"),  # width of the latent of keys and values
+    "Q": ("fsdp", "sequence", "expert"),  # width of the latent of queries
     "W": (),  # width of the values in a recurrent state
     ".": (),  # any dimension that is never sharded
 }
 
+WIDTHS = tuple(letter for letter, axes in DIMS.items() if axes == DIMS["D"])
 
-def partition_spec(dims: str, shape: Sequence[int], mesh_shape: Mapping[str, int]) -> PartitionSpec:
+
+def partition_spec(
+    dims: str,
+    shape: Sequence[int],
+    mesh_shape: Mapping[str, int],
+    more: Mapping[str, tuple[str, ...]] = {},
+) -> PartitionSpec:
     """Returns the partition of an array by the letters of its dimensions.
 
     A mesh axis splits the first dimension that can use it: `BTD` is split along the batch only,
@@ -50,8 +59,9 @@ def partition_spec(dims: str, shape: Sequence[int], mesh_shape: Mapping[str, int
         dims: a letter of `DIMS` for each dimension.
         shape: the array's shape.
         mesh_shape: the size of each mesh axis.
+        more: mesh axes that split a letter's dimension beside those of `DIMS`.
     """
-    return PartitionSpec(*(axes or None for axes in _claims(dims, shape, mesh_shape)))
+    return PartitionSpec(*(axes or None for axes in _claims(dims, shape, mesh_shape, more)))
 
 
 def unsharded_dims(
@@ -68,7 +78,10 @@ def unsharded_dims(
 
 
 def _claims(
-    dims: str, shape: Sequence[int], mesh_shape: Mapping[str, int]
+    dims: str,
+    shape: Sequence[int],
+    mesh_shape: Mapping[str, int],
+    more: Mapping[str, tuple[str, ...]] = {},
 ) -> list[tuple[str, ...]]:
     """Returns the mesh axes that split each dimension."""
     used: set[str] = set()
@@ -76,10 +89,10 @@ def _claims(
     for letter, size in zip(dims, shape, strict=True):
         axes: tuple[str, ...] = ()
         ways = 1
-        for axis in DIMS[letter]:
-            more = ways * mesh_shape.get(axis, 1)
-            if more > ways and axis not in used and size % more == 0:
-                axes, ways = (*axes, axis), more
+        for axis in (*DIMS[letter], *more.get(letter, ())):
+            finer = ways * mesh_shape.get(axis, 1)
+            if finer > ways and axis not in used and size % finer == 0:
+                axes, ways = (*axes, axis), finer
         used.update(axes)
         claims.append(axes)
     return claims
@@ -97,12 +110,15 @@ def spec_axes(*parts: str | tuple[str, ...] | None) -> tuple[str, ...]:
     )
 
 
-def constrain(x: jax.Array, dims: str) -> jax.Array:
-    """Constrains the sharding of an activation by its letters; a no-op outside `jax.set_mesh`."""
+def constrain(x: jax.Array, dims: str, more: Mapping[str, tuple[str, ...]] = {}) -> jax.Array:
+    """Constrains the sharding of an activation by its letters; a no-op outside `jax.set_mesh`.
+
+    `more` names mesh axes that split a letter's dimension beside those of `DIMS`.
+    """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         return x
-    return jax.lax.with_sharding_constraint(x, partition_spec(dims, x.shape, mesh.shape))
+    return jax.lax.with_sharding_constraint(x, partition_spec(dims, x.shape, mesh.shape, more))
 
 
 def multi_device_mesh() -> AbstractMesh | None:

@@ -76,6 +76,6 @@ def test_the_page_on_installing_names_every_extra():
     described = rows(table=1, page=PAGE.with_name("install.md"))
     assert set(described) == {f"`{name}`" for name in extras}
     for name, requirements in extras.items():
-        included = re.findall(r"jaxllm\[(.*)\]", " ".join(requirements))
+        included = re.findall(r"jaxllm\[(.*?)\]", " ".join(requirements))
         for other in ",".join(included).split(",") if included else ():
             assert f"`{other}`" in described[f"`{name}`"][0], name

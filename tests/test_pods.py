@@ -13,12 +13,11 @@ MOST = [pytest.param(name, marks=pytest.mark.exhaustive) for name in FOUND]
 # What the analytic model may miss the compilers' figures by, where it misses more: memory, since it
 # does not know in which order a compiler works, and bytes, since libtpu writes some gathers and
 # reductions as all-reduces, of which each device keeps its part: on 2x2x4 that of the head's
-# gradient and those of keys and values, on 4x4x4 all of those of 64 chips.
+# gradient. Scout and the cases with `sequence` were recorded before kernels were gathered along one
+# axis after the other.
 MISSED = {
     ("llama3_70b_v5p", "peak"): 0.26,
-    ("llama3_70b_v5p", "moved"): 0.50,
     ("llama3_70b_v5p_tensor", "peak"): 0.21,
-    ("llama3_70b_v5p_tensor", "moved"): 0.12,
     ("llama4_scout_v5p", "peak"): 0.32,
     ("llama4_scout_v5p", "moved"): 0.43,
     ("llama3_8b_h100", "peak"): 0.09,
@@ -49,7 +48,7 @@ def test_the_analytic_plan_is_near_the_compiler(name, figure):
 @pytest.mark.exhaustive
 def test_configs_have_their_plans_at_their_heads():
     found = dict(pods.heads())
-    assert len(found) == 7
+    assert len(found) == 9
     for path, text in found.items():
         assert path.read_text() == text, f"run `python benchmarks/pods.py heads`: {path}"
 

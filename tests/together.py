@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 
 def run_together(
-    *commands: Sequence[str], devices: int, **environment: str
+    *commands: Sequence[str], devices: int, by_slurm: bool = False, **environment: str
 ) -> list[tuple[str, str]]:
     """Runs Python processes concurrently; all must exit with status 0.
 
@@ -16,6 +16,7 @@ def run_together(
         *commands: the arguments of each process. Several processes form one JAX cluster; a single
             one runs alone.
         devices: the number of virtual CPU devices of each process.
+        by_slurm: whether the cluster is told by the variables of Slurm, not by those of JAX.
         **environment: further environment variables.
 
     Returns:
@@ -23,8 +24,9 @@ def run_together(
     """
     ranks: list[dict[str, str]] = [{}]
     if len(commands) > 1:
-        shared = cluster(len(commands))
-        ranks = [{**shared, "JAX_PROCESS_ID": str(rank)} for rank in range(len(commands))]
+        shared = slurm_job(len(commands)) if by_slurm else cluster(len(commands))
+        names = ("SLURM_PROCID", "SLURM_LOCALID") if by_slurm else ("JAX_PROCESS_ID",)
+        ranks = [shared | dict.fromkeys(names, str(rank)) for rank in range(len(commands))]
     started = [
         start(*command, devices=devices, **{**variables, **environment})
         for command, variables in zip(commands, ranks, strict=True)
@@ -38,6 +40,19 @@ def cluster(count: int) -> dict[str, str]:
     """Returns the environment variables, but `JAX_PROCESS_ID`, of a cluster on this machine."""
     address = f"127.0.0.1:{free_port()}"
     return {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": str(count)}
+
+
+def slurm_job(count: int) -> dict[str, str]:
+    """Returns the variables that Slurm sets for all tasks of a step on one machine.
+
+    jax takes the coordinator's port from the number of the job.
+    """
+    return {
+        "SLURM_JOB_ID": str(free_port()),
+        "SLURM_STEP_NODELIST": "localhost",
+        "SLURM_NTASKS": str(count),
+        "SLURM_STEP_NUM_NODES": "1",
+    }
 
 
 def free_port() -> int:

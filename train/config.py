@@ -4,9 +4,9 @@ import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
-from jaxllm.config import AttentionKernel, Config, Dtype, Remat, config_class, upgraded
+from jaxllm.config import AttentionKernel, Config, Remat, config_class, upgraded
 from jaxllm.config.checks import check_counts, check_fields, check_seed, show
 from jaxllm.config.problems import Location, explain
 from jaxllm.errors import UserError
@@ -56,7 +56,9 @@ class TrainConfig:
     optimizer: OptimizerConfig = OptimizerConfig()
     mesh: MeshConfig = MeshConfig()
     accumulate: int = 1  # microbatches per optimizer step: the same update, less memory
-    dtype: Dtype | None = None  # activation dtype; None: the model's. Parameters stay float32
+    # Of activations; None: the model's. Parameters stay float32. With float8, activations are
+    # bfloat16 and projections multiply 8-bit floats.
+    dtype: Literal["float32", "bfloat16", "float16", "float8"] | None = None
     remat: Remat | None = None  # which activations to recompute; None: the model's setting
     loss: LossConfig = LossConfig()
     attention_kernel: AttentionKernel | None = None  # None: the model's attention.kernel

@@ -12,6 +12,7 @@ from jax import Array, lax
 from jax.sharding import PartitionSpec
 
 from jaxllm.config.checks import check_counts, check_fields, check_not_negative, check_positive
+from jaxllm.layers.gather import gather_shards, scatter_sum
 from jaxllm.layers.linear import Head, input_gradient, kernel_gradient
 from jaxllm.sharding import multi_device_mesh, partition_spec, spec_axes
 
@@ -179,7 +180,7 @@ def _on_device(
     size = -(-S // num_chunks)
     cut = lambda x: _cut(x.reshape(S, *x.shape[2:]), num_chunks, size)  # noqa: E731
     chunks = cut(x_BTD), cut(targets_BT), cut(mask_BT), cut(groups_BT)
-    kernel = _gather(head.kernel.astype(x_BTD.dtype), head.dims.index("D"), layout.D)
+    kernel = gather_shards(head.kernel.astype(x_BTD.dtype), head.dims.index("D"), layout.D)
     equation = f"SD,{head.dims}->SV"
 
     def step(sums: tuple, chunk: tuple[Array, ...]) -> tuple[tuple, Any]:
@@ -243,17 +244,12 @@ def _sum(x: Array, axes: tuple[str, ...]) -> Array:
     return lax.psum(x, axes) if axes else x
 
 
-def _gather(x: Array, place: int, axes: tuple[str, ...]) -> Array:
-    return lax.all_gather(x, axes, axis=place, tiled=True) if axes else x
-
-
 def _scatter_sum(dkernel: Array, head: Head, layout: Layout) -> Array:
     """Returns a device's part of the head's gradient, summed over all tokens."""
     # Devices that have the same tokens have equal terms.
     copies = math.prod(lax.axis_size(axis) for axis in layout.D if axis not in layout.tokens)
     dkernel, place = (dkernel / copies).astype(head.reduce_dtype), head.dims.index("D")
-    if layout.D:
-        dkernel = lax.psum_scatter(dkernel, layout.D, scatter_dimension=place, tiled=True)
+    dkernel = scatter_sum(dkernel, place, layout.D)
     return _sum(dkernel, tuple(axis for axis in layout.tokens if axis not in layout.D))
 
 

@@ -5,7 +5,7 @@ import itertools
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax
 import numpy as np
@@ -56,10 +56,20 @@ class MeshConfig:
     tensor: int = 1  # shards of the heads, the MLP and the vocabulary
     expert: int = 1  # shards of the experts, and of the batch where it is divisible
     dcn: SlicesConfig = SlicesConfig()  # the part of each axis that lies between slices
+    # Whether `tensor` splits the tokens of norms and of the residual stream, between sublayers
+    # (Korthikanti et al., 2022): less memory, and more bytes moved where layers are recomputed.
+    sequence_parallel: bool = False
+
+    @property
+    def sizes(self) -> dict[str, Any]:
+        """The arguments of `make_mesh`."""
+        return {axis: getattr(self, axis) for axis in MESH_AXES} | {
+            "dcn": dataclasses.asdict(self.dcn)
+        }
 
     def __post_init__(self) -> None:
         check_fields(self, "mesh.")
-        sizes = {axis: getattr(self, axis) for axis in MESH_AXES}
+        sizes = {axis: self.sizes[axis] for axis in MESH_AXES}
         _check_sizes({axis: size for axis, size in sizes.items() if size != -1}, "mesh.")
         if [*sizes.values()].count(-1) > 1:
             raise UserError("more than one axis of mesh is -1")

@@ -14,6 +14,7 @@ from jaxllm.checkpoint_origin import KEPT, copy_files, copy_tokenizer
 from jaxllm.checkpointing.orbax_layout import ADAPTER, REFERENCE, read_step
 from jaxllm.config import stacks_of
 from jaxllm.distributed.agreement import check_agreement
+from jaxllm.distributed.devices import check_float8, device_of_kind
 from jaxllm.distributed.gather import gather_texts
 from jaxllm.errors import CheckpointError, UserError
 from jaxllm.hub import local_path
@@ -49,10 +50,12 @@ log = logging.getLogger("jaxllm")
 def make_run_mesh(config: TrainConfig) -> Mesh:
     """Creates the mesh of a run. Raises ConfigError if the config does not fit the devices."""
     try:
-        mesh = make_mesh(**dataclasses.asdict(config.mesh))
+        mesh = make_mesh(**config.mesh.sizes)
     except UserError as error:
         raise ConfigError(str(error)) from error
     check_rows(config, mesh.shape)
+    if config.dtype == "float8":
+        check_float8(device_of_kind(mesh.devices.flat[0].device_kind))
     return mesh
 
 

@@ -47,6 +47,7 @@ ANY_RUN = {
     "scan_layers": True,
     "remat": "none",
     "attention.kernel": "auto",
+    "norms.sequence_parallel": False,
 }
 
 

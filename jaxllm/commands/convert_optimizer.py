@@ -88,7 +88,7 @@ def into_run(arguments: argparse.Namespace) -> int:
         arguments.source,
         optimizer=arguments.optimizer,
         names=arguments.parameter_names,
-        mesh=make_mesh(**dataclasses.asdict(config.mesh)),
+        mesh=make_mesh(**config.mesh.sizes),
         rules=arguments.rules,
         **allowances(arguments),
     )

@@ -150,7 +150,7 @@ def _with_weights(config: "TrainConfig", start: str | None) -> "tuple[TrainConfi
 
     if start is None:
         return config, None
-    mesh, lora = make_mesh(**dataclasses.asdict(config.mesh)), config.optimizer.lora
+    mesh, lora = make_mesh(**config.mesh.sizes), config.optimizer.lora
     options = {"mesh": mesh, "strict": config.strict, "allow": config.allow}
     if is_adapter(local_path(start)):
         model, lora = load_start(start, lora, **options)

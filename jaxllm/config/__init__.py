@@ -34,7 +34,16 @@ from .models import (
 )
 from .moved import MOVED, is_moved, upgrade_name
 from .norms import NormConfig, NormKind, NormPlacement
-from .numerics import Dtype, Init, InitConfig, NumericsConfig, ReduceDtype, Remat, dtype_fields
+from .numerics import (
+    Dtype,
+    Init,
+    InitConfig,
+    MatmulDtype,
+    NumericsConfig,
+    ReduceDtype,
+    Remat,
+    dtype_fields,
+)
 from .positions import (
     ROPE_SCALINGS,
     PositionConfig,
@@ -67,6 +76,7 @@ __all__ = [
     "InitConfig",
     "LatentConfig",
     "LayerKind",
+    "MatmulDtype",
     "MlpConfig",
     "NormConfig",
     "NormKind",

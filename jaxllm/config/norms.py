@@ -27,6 +27,9 @@ class NormConfig:
     embed: bool = False  # whether the first layer's input is normalized
     final: bool = True  # whether the last layer's output is normalized
     final_eps: float | None = None  # of the final norm; None: eps
+    # Whether `tensor` splits the tokens of norms and of the residual stream, between sublayers
+    # (Korthikanti et al., 2022).
+    sequence_parallel: bool = False
 
     def __post_init__(self) -> None:
         check_fields(self, "norms.")

@@ -12,6 +12,8 @@ from .checks import check_fields, check_not_negative
 Dtype = Literal["float32", "bfloat16", "float16"]
 # In which devices sum gradients.
 ReduceDtype = Literal["float32", "bfloat16"]
+# In which projections multiply: that of activations, or 8 bits with scales.
+MatmulDtype = Literal["dtype", "float8"]
 # What the backward pass recomputes: nothing, all but outputs of matmuls or of attention, all, or
 # all with the layers' inputs kept in the memory of the host.
 Remat = Literal["none", "dots", "attention", "full", "offload"]
@@ -31,6 +33,9 @@ class NumericsConfig:
     # In which devices sum the gradients of kernels; PyTorch's FSDP calls it so too. bfloat16 moves
     # half the bytes, and rounds what each device has before it is summed.
     reduce_dtype: ReduceDtype = "float32"
+    # In which the projections of attention and MLPs multiply; float8 needs bfloat16 activations.
+    # Experts, routers and heads multiply in `dtype`.
+    matmul_dtype: MatmulDtype = "dtype"
     # Whether float16 activations are added up in float32, in which their sum has no limit.
     wide_residual: bool = False
 
@@ -45,6 +50,11 @@ class NumericsConfig:
             raise UserError(
                 f"numerics.reduce_dtype='bfloat16' needs numerics.dtype='bfloat16', not "
                 f"{self.dtype!r}: gradients of wider activations are summed in float32"
+            )
+        if self.matmul_dtype == "float8" and self.dtype != "bfloat16":
+            raise UserError(
+                f"numerics.matmul_dtype='float8' needs numerics.dtype='bfloat16', not "
+                f"{self.dtype!r}: what is kept more exactly is not to be rounded to 8 bits"
             )
 
 

@@ -22,6 +22,8 @@ class Device(NamedTuple):
     per_host: int  # devices of one host
     ndim: int  # dimensions of a slice's torus; 0 for GPUs, which a switch joins
     sources: tuple[str, ...]  # where the figures stand
+    # 8-bit floating-point additions and multiplications per second; None: it has no units for them.
+    float8_flops: float | None = None
 
 
 _TPU = "https://cloud.google.com/tpu/docs"
@@ -97,6 +99,7 @@ _ROWS = (
         per_host=8,
         ndim=0,
         sources=(f"{_NVIDIA}/h100", f"{_DGX}/dgxh100-user-guide"),
+        float8_flops=1978.9e12,
     ),
     Device(
         name="h200",
@@ -110,6 +113,7 @@ _ROWS = (
         per_host=8,
         ndim=0,
         sources=(f"{_NVIDIA}/h200", f"{_DGX}/dgxh100-user-guide"),
+        float8_flops=1978.9e12,
     ),
 )
 DEVICES = {device.name: device for device in _ROWS}
@@ -132,6 +136,16 @@ def device_of_kind(kind: str) -> Device | None:
         if begins_with(kind, prefix)
     ]
     return max(matches, key=lambda match: match[0])[1] if matches else None
+
+
+def check_float8(device: Device | None) -> None:
+    """Raises UserError if a device is known to have no units for 8-bit floats."""
+    if device is not None and device.float8_flops is None:
+        able = ", ".join(each.name for each in _ROWS if each.float8_flops is not None)
+        raise UserError(
+            f"dtype=float8: {device.name} has no units for 8-bit floats, so that rounding to them "
+            f"would cost time and precision; {able} have. Set dtype to bfloat16"
+        )
 
 
 def begins_with(kind: str, words: str) -> bool:

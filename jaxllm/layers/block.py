@@ -18,7 +18,7 @@ from .dropout import dropout, subkeys
 from .experts.balance import Load
 from .experts.moe import MoE
 from .mlp import MLP
-from .norm import Norm, saturate
+from .norm import Norm, saturate, split_stream
 
 
 class Block(nnx.Module):
@@ -29,7 +29,8 @@ class Block(nnx.Module):
 
     def __init__(self, config: StackConfig, kind: LayerKind, *, rngs: nnx.Rngs):
         D = config.embed_dim
-        self.placement, self.dropout = config.norms.placement, config.dropout
+        self.norms, self.dropout = config.norms, config.dropout
+        self.placement = config.norms.placement
         self.residual_scale = config.residual_scale
         self.numerics = config.numerics
         self.attn_norm = Norm("D", (D,), config)
@@ -78,7 +79,7 @@ class Block(nnx.Module):
             out_BTD, load = self.feed_forward(h_BTD, is_token_BT)
             x_BTD = x_BTD + self.scaled(dropout(attended_BTD, self.dropout, attn_key))
             x_BTD = x_BTD + self.scaled(dropout(out_BTD, self.dropout, mlp_key))
-            return constrain(x_BTD, "BTD"), cache, load
+            return split_stream(x_BTD, self.norms), cache, load
         assert self.mlp_norm is not None, "since it is not shared"
         x_BTD = self.add_residual(self.attn_norm, self.attn_out_norm, x_BTD, attended_BTD, attn_key)
         if self.cross_attn is not None:
@@ -112,7 +113,8 @@ class Block(nnx.Module):
     def pre_norm(self, norm: Norm, x_BTD: Array) -> Array:
         """Returns a sublayer's input: the residual stream, normalized unless norms follow it."""
         x_BTD = x_BTD if self.placement in ("post", "output") else norm(x_BTD)
-        return saturate(x_BTD, self.numerics.dtype) if self.numerics.wide_residual else x_BTD
+        x_BTD = saturate(x_BTD, self.numerics.dtype) if self.numerics.wide_residual else x_BTD
+        return constrain(x_BTD, "BTD") if self.norms.sequence_parallel else x_BTD
 
     def add_residual(
         self, norm: Norm, out_norm: Norm | None, x_BTD: Array, out_BTD: Array, key: Array | None
@@ -123,7 +125,9 @@ class Block(nnx.Module):
         if out_norm is not None:
             out_BTD = out_norm(out_BTD)
         x_BTD = x_BTD + self.scaled(dropout(out_BTD, self.dropout, key))
-        return constrain(norm(x_BTD) if self.placement == "post" else x_BTD, "BTD")
+        if self.placement == "post":
+            x_BTD = norm(split_stream(x_BTD, self.norms))
+        return split_stream(x_BTD, self.norms)
 
     def scaled(self, out_BTD: Array) -> Array:
         """Returns a sublayer's output times the factor of outputs, in its dtype."""

@@ -12,12 +12,15 @@ import numpy as np
 from flax import nnx
 from jax import Array
 from jax.ad_checkpoint import checkpoint_name
+from jax.typing import DTypeLike
 
-from jaxllm.config import Dtype, ReduceDtype, StackConfig
+from jaxllm.config import Dtype, MatmulDtype, ReduceDtype, StackConfig
 from jaxllm.errors import UserError
+from jaxllm.numerics.float8 import FORWARD, GRADIENT, float8_einsum
 from jaxllm.sharding import constrain
 
 from .adapters.low_rank import LowRank, summed_dims
+from .gather import sum_in_stages
 from .lookup import look_up
 
 PROJECTION = "projection"  # checkpoint name of projection outputs, which remat="dots" saves
@@ -35,6 +38,7 @@ class Linear(nnx.Module):
         config: its initialization and dtypes.
         use_bias: whether to add a bias over the kernel's output dimensions.
         dtype: of the output; by default that of the activations.
+        is_exact: whether it multiplies in the dtype of activations, whatever the config says.
         rngs: for the initial kernel.
     """
 
@@ -46,6 +50,7 @@ class Linear(nnx.Module):
         config: StackConfig,
         use_bias: bool = False,
         dtype: Dtype | None = None,
+        is_exact: bool = False,
         rngs: nnx.Rngs,
     ):
         _, dims, output = equation.replace("->", ",").split(",")
@@ -55,13 +60,23 @@ class Linear(nnx.Module):
         self.equation = equation
         self.dtype = dtype or config.numerics.dtype
         self.reduce_dtype = config.numerics.reduce_dtype
+        self.matmul_dtype: MatmulDtype = "dtype" if is_exact else config.numerics.matmul_dtype
         self.kernel = nnx.Param(kernel, dims=dims, summed=summed_dims(equation))
         self.bias = nnx.data(nnx.Param(bias, dims="".join(sizes)) if use_bias else None)
         self.lora: LowRank | None = nnx.data(None)  # `jaxllm.lora.attach` adds it
 
     def __call__(self, x: Array) -> Array:
         """Returns the projection in the dtype of the output."""
-        y = self.accumulate(x).astype(self.dtype)
+        return self.finish(self.multiply(x, self.kernel[...]), x)
+
+    def multiply(self, x: Array, kernel: Array) -> Array:
+        """Returns the product of an input and a kernel, or of parts of both, in float32."""
+        return project(self.equation, x, kernel, self.reduce_dtype, self.matmul_dtype)
+
+    def finish(self, product: Array, x: Array) -> Array:
+        """Returns the projection of `x` in the dtype of the output, given its product."""
+        y = product.astype(jnp.float32)
+        y = (y if self.bias is None else y + self.bias[...].astype(jnp.float32)).astype(self.dtype)
         if self.lora is not None:
             y = y + self.lora(x).astype(self.dtype)
         return checkpoint_name(y, PROJECTION)
@@ -182,43 +197,66 @@ class PositionTable(nnx.Module):
         return table.at[rows_BT].get(mode="fill", fill_value=jnp.nan).astype(self.dtype)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 3))
-def project(equation: str, x: Array, kernel: Array, reduce_dtype: ReduceDtype = "float32") -> Array:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 3, 4))
+def project(
+    equation: str,
+    x: Array,
+    kernel: Array,
+    reduce_dtype: ReduceDtype = "float32",
+    matmul_dtype: MatmulDtype = "dtype",
+) -> Array:
     """Computes `einsum(equation, x, kernel)` in the dtype of `x`, accumulated in float32.
 
     The result is float32. The kernel's gradient has the kernel's own dtype and is not first rounded
-    to that of `x`; devices that have parts of it sum them in `reduce_dtype`.
+    to that of `x`; devices that have parts of it sum them in `reduce_dtype`. With float8, what
+    goes into each of the three products is rounded to 8 bits.
     """
+    if matmul_dtype == "float8":
+        return float8_einsum(equation, x, kernel)
     return jnp.einsum(equation, x, kernel.astype(x.dtype), preferred_element_type=jnp.float32)
 
 
 def _project_forward(
-    equation: str, x: Array, kernel: Array, reduce_dtype: ReduceDtype
+    equation: str, x: Array, kernel: Array, reduce_dtype: ReduceDtype, matmul_dtype: MatmulDtype
 ) -> tuple[Array, tuple[Array, Array]]:
-    return project(equation, x, kernel, reduce_dtype), (x, kernel)
+    return project(equation, x, kernel, reduce_dtype, matmul_dtype), (x, kernel)
 
 
 def _project_backward(
-    equation: str, reduce_dtype: ReduceDtype, saved: tuple[Array, Array], dy: Array
+    equation: str,
+    reduce_dtype: ReduceDtype,
+    matmul_dtype: MatmulDtype,
+    saved: tuple[Array, Array],
+    dy: Array,
 ) -> tuple[Array, Array]:
     x, kernel = saved
     dy = dy.astype(x.dtype)
-    dx = input_gradient(equation, dy, kernel)
-    dkernel = kernel_gradient(equation, x, dy, reduce_dtype)
+    dx = input_gradient(equation, dy, kernel, matmul_dtype)
+    dkernel = kernel_gradient(equation, x, dy, reduce_dtype, matmul_dtype)
     return dx.astype(x.dtype), dkernel.astype(kernel.dtype)
 
 
 project.defvjp(_project_forward, _project_backward)
 
 
-def input_gradient(equation: str, dy: Array, kernel: Array) -> Array:
+def input_gradient(
+    equation: str, dy: Array, kernel: Array, matmul_dtype: MatmulDtype = "dtype"
+) -> Array:
     """Returns the gradient of a projection's input, in float32; `dy` has the input's dtype."""
     x_dims, kernel_dims, y_dims = re.split(",|->", equation)
     backward = f"{y_dims},{kernel_dims}->{x_dims}"
+    if matmul_dtype == "float8":
+        return float8_einsum(backward, dy, kernel, formats=(GRADIENT, FORWARD))
     return jnp.einsum(backward, dy, kernel.astype(dy.dtype), preferred_element_type=jnp.float32)
 
 
-def kernel_gradient(equation: str, x: Array, dy: Array, dtype: ReduceDtype = "float32") -> Array:
+def kernel_gradient(
+    equation: str,
+    x: Array,
+    dy: Array,
+    dtype: ReduceDtype = "float32",
+    matmul_dtype: MatmulDtype = "dtype",
+) -> Array:
     """Returns the gradient of a projection's kernel, summed in float32 on each device.
 
     XLA's partitioner sums over devices in the dtype of the result.
@@ -226,7 +264,18 @@ def kernel_gradient(equation: str, x: Array, dy: Array, dtype: ReduceDtype = "fl
     The product is arranged for speed on CPU: XLA's fast path needs the contracted dimensions last
     in memory, and a barrier keeps XLA from folding the transposition back in.
     """
+    product = functools.partial(_kernel_product, equation, matmul_dtype)
+    staged = sum_in_stages(functools.partial(product, jnp.float32), equation, x, dy, dtype)
+    return product(dtype, x, dy) if staged is None else staged
+
+
+def _kernel_product(
+    equation: str, matmul_dtype: MatmulDtype, dtype: DTypeLike, x: Array, dy: Array
+) -> Array:
     x_dims, kernel_dims, y_dims = re.split(",|->", equation)
+    if matmul_dtype == "float8":
+        forward = f"{x_dims},{y_dims}->{kernel_dims}"
+        return float8_einsum(forward, x, dy, formats=(FORWARD, GRADIENT)).astype(dtype)
     flipped = "".join(sorted(x_dims, key=y_dims.__contains__))  # summed dimensions (B, T) last
     x_flipped = jnp.einsum(f"{x_dims}->{flipped}", x)
     x_flipped = jax.lax.platform_dependent(

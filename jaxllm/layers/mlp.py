@@ -11,7 +11,7 @@ from jaxllm.config import Activation, MlpConfig, StackConfig
 from jaxllm.sharding import constrain
 
 from .linear import Linear
-from .together import project_together
+from .together import project_and_sum, project_together
 
 
 class MLP(nnx.Module):
@@ -32,10 +32,10 @@ class MLP(nnx.Module):
         """Transforms each position independently, BTD."""
         if self.gate_proj is None:
             up_BTF = constrain(self.up_proj(x_BTD), "BTF")
-            return self.down_proj(activate(self.config.activation, up_BTF))
+            return project_and_sum(self.down_proj, activate(self.config.activation, up_BTF))
         gate_BTF, up_BTF = project_together((self.gate_proj, self.up_proj), x_BTD)
         gate_BTF, up_BTF = constrain(gate_BTF, "BTF"), constrain(up_BTF, "BTF")
-        return self.down_proj(gated(self.config, gate_BTF, up_BTF))
+        return project_and_sum(self.down_proj, gated(self.config, gate_BTF, up_BTF))
 
 
 def gated(config: MlpConfig, gate: Array, up: Array) -> Array:

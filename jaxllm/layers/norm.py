@@ -5,7 +5,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from jaxllm.config import Dtype, NormKind, StackConfig
+from jaxllm.config import Dtype, NormConfig, NormKind, StackConfig
+from jaxllm.sharding import SEQUENCE_PARALLEL, constrain
 
 
 class Norm(nnx.Module):
@@ -84,6 +85,14 @@ def _scale_backward(saved: tuple[Array, Array], dy: Array) -> tuple[Array, Array
 
 
 _scale.defvjp(lambda x, scale: (_scale(x, scale), (x, scale)), _scale_backward)
+
+
+def split_stream(x_BTD: Array, norms: NormConfig) -> Array:
+    """Constrains the residual stream, whose tokens `tensor` splits too if the config says so.
+
+    What tensor parallelism sums is then scattered to tokens, and gathered after the next norm.
+    """
+    return constrain(x_BTD, "BTD", SEQUENCE_PARALLEL if norms.sequence_parallel else {})
 
 
 def saturate(x: Array, dtype: Dtype) -> Array:

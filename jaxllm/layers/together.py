@@ -55,6 +55,31 @@ def project_together(linears: Sequence[Linear], x: Array) -> tuple[Array, ...]:
     )
 
 
+def project_and_sum(linear: Linear, x: Array) -> Array:
+    """Returns `linear(x)`, summed over `tensor` in the dtype of the output.
+
+    XLA for GPUs would sum the parts before they are rounded, which moves twice the bytes.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    ways = 1 if mesh.empty or has_hook(linear) else mesh.shape.get(AXIS, 1)
+    x_dims, dims, output = linear.equation.replace("->", ",").split(",")
+    kernel = linear.kernel[...]
+    spec = partition_spec(dims, kernel.shape, {AXIS: ways})
+    summed = [letter for letter, part in zip(dims, spec, strict=True) if part]
+    is_wide = jnp.dtype(linear.dtype).itemsize == jnp.dtype(jnp.float32).itemsize
+    if is_wide or not summed or summed[0] in output:
+        return linear(x)
+
+    def local(kernel: Array, x: Array) -> Array:
+        part = linear.multiply(x, kernel).astype(linear.dtype)
+        summed_in = jnp.float32 if platform() == "cpu" else linear.dtype  # see above
+        return jax.lax.psum(part.astype(summed_in), AXIS).astype(linear.dtype)
+
+    given = PartitionSpec(*(AXIS if letter in summed else None for letter in x_dims))
+    run = jax.shard_map(local, in_specs=(spec, given), out_specs=PartitionSpec(), axis_names={AXIS})
+    return linear.finish(run(kernel, x), x)
+
+
 def without_lora(linear: Linear) -> Linear:
     """Returns a copy of a projection without what LoRA adds to it."""
     copied = nnx.merge(*nnx.split(linear))

@@ -27,7 +27,7 @@ from jaxllm.layers.context import Context, Source
 from jaxllm.layers.dropout import dropout, layer_keys, subkeys
 from jaxllm.layers.experts.balance import Balance, Load, balance_of
 from jaxllm.layers.linear import PositionTable
-from jaxllm.layers.norm import Norm, saturate
+from jaxllm.layers.norm import Norm, saturate, split_stream
 from jaxllm.layers.stack import (
     apply_layers,
     layer_depths,
@@ -108,6 +108,8 @@ class Stack(nnx.Module):
             self.config.numerics.dtype,
         )
         x_BTD = x_BTD if self.final_norm is None else self.final_norm(x_BTD)
+        if self.config.norms.sequence_parallel:
+            x_BTD = constrain(x_BTD, "BTD")
         if self.config.numerics.wide_residual:
             x_BTD = saturate(x_BTD, self.config.numerics.dtype)
         balance = balance_of(self.config.experts, loads.values())
@@ -147,7 +149,7 @@ class Stack(nnx.Module):
             x_BTD = x_BTD + waves_BTD.astype(x_BTD.dtype)
         if self.embed_norm is not None:
             x_BTD = self.embed_norm(x_BTD)
-        return constrain(x_BTD, "BTD")
+        return split_stream(x_BTD, self.config.norms)
 
     def init_cache(
         self,

@@ -18,6 +18,7 @@ from .paths import file_system, to_address
 CACHE = "JAXLLM_CACHE"  # the variable that names the folder; by default ~/.cache/jaxllm
 COMMITTED = "commit_success.txt"  # Orbax writes it into a step on an object store at its end
 THREADS = 16
+_DESCRIPTIONS = (".json", ".yaml", ".yml")
 # Folders of a run that are not downloaded.
 _NOT_OF_A_RUN = ("aside", "tensorboard", "profile", "wandb")
 _SMALL = ("_METADATA", "_sharding")  # files of the optimizer's state that are downloaded
@@ -42,6 +43,27 @@ def download(path: str | os.PathLike[str]) -> Path:
     if not files:
         raise MissingFileError(f"{address}: nothing is there")
     return _fetch(address, {name: files[name] for name in names})
+
+
+def download_small(path: str | os.PathLike[str]) -> Path:
+    """Downloads a file, or the files of a folder itself that describe what is in it: no weights.
+
+    Raises:
+        MissingFileError: nothing is there, or no such file.
+        UserError: the store cannot be read.
+    """
+    address = to_address(path).rstrip("/")
+    files, _ = _listed(address)
+    if "." in files:  # the address is that of a file
+        return _fetch(address, {".": files["."]})
+    own = {
+        name: about
+        for name, about in files.items()
+        if "/" not in name and name.endswith(_DESCRIPTIONS)
+    }
+    if not own:
+        raise MissingFileError(f"{address}: nothing is there that describes a run or a model")
+    return _fetch(address, own)
 
 
 def find_matching(pattern: str) -> dict[str, int]:

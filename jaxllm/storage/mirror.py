@@ -13,6 +13,8 @@ from typing import Any
 
 from jaxllm.errors import UserError, first_line
 
+from .paths import file_system, is_remote, to_address
+
 log = logging.getLogger("jaxllm")
 
 EVERY_S = 20.0  # between two copies
@@ -106,3 +108,28 @@ def copy_folder(folder: Path, remote: Any) -> None:
                 target.write_bytes(file.read_bytes())
             except Exception as error:
                 raise UserError(f"{target} cannot be written: {first_line(error)}") from error
+
+
+def move(folder: Any, target: Any) -> None:
+    """Moves a folder, on this machine or within an object store, object by object.
+
+    s3fs cannot move a folder at once: it takes its name for an object.
+
+    Raises:
+        UserError: an object cannot be copied; then nothing is removed.
+    """
+    if not is_remote(folder):
+        folder.replace(target)
+        return
+    source, goal = to_address(folder), to_address(target)
+    system, kind = file_system(source), source.partition("://")[0]
+    system.invalidate_cache()
+    names = [f"{kind}://{name.strip('/')}" for name in system.find(source) if name[-1] != "/"]
+    for name in names:
+        try:
+            system.cp_file(name, goal + name.removeprefix(source))
+        except Exception as error:
+            raise UserError(f"{goal} cannot be written: {first_line(error)}") from error
+    for name in names:
+        system.rm_file(name)
+    system.invalidate_cache()

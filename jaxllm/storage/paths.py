@@ -13,6 +13,11 @@ from jaxllm.errors import MissingPackageError, UserError
 
 # The package of each kind of address, and the extra of jaxllm that installs it.
 PACKAGES = {"gs": ("gcsfs", "gcs"), "s3": ("s3fs", "s3")}
+# Options of TensorStore's driver for S3, and the variables that AWS's tools take them from.
+_S3_VARIABLES = {
+    "endpoint": ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"),
+    "aws_region": ("AWS_REGION", "AWS_DEFAULT_REGION"),
+}
 _ADDRESS = re.compile(r"([a-z][a-z0-9+.-]+)://?(?=[^/])")  # Path turns two slashes into one
 _NOT_UTF8 = re.compile("[\ud800-\udfff]")  # what Python makes of such bytes in names
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9._-]{1,62}(/|$)")
@@ -108,4 +113,18 @@ def kvstore(path: Any) -> dict[str, Any]:
         return {"driver": "file", "path": f"{text}/"}
     kind, _, rest = to_address(text).partition("://")
     bucket, _, inner = rest.partition("/")
-    return {"driver": {"gs": "gcs"}.get(kind, kind), "bucket": bucket, "path": f"{inner}/"}
+    found = {"driver": {"gs": "gcs"}.get(kind, kind), "bucket": bucket, "path": f"{inner}/"}
+    return found | (_s3_options() if kind == "s3" else {})
+
+
+def _s3_options() -> dict[str, Any]:
+    """Returns what TensorStore does not read from the environment itself, as boto3 does."""
+    options: dict[str, Any] = {}
+    for name, variables in _S3_VARIABLES.items():
+        if values := [os.environ[variable] for variable in variables if os.environ.get(variable)]:
+            options[name] = values[0]
+    if "endpoint" in options:
+        options.setdefault("aws_region", "us-east-1")
+    if os.environ.get("AWS_ACCESS_KEY_ID"):  # otherwise it first says which files it looks for
+        options["aws_credentials"] = {"type": "environment"}
+    return options

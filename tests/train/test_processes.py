@@ -31,6 +31,7 @@ def run(
     processes: int,
     model: DecoderConfig = DENSE,
     mixed: bool = False,
+    by_slurm: bool = False,
     **variables: str,
 ) -> list[dict]:
     """Runs over eight devices and returns the metrics; only process 0 may print."""
@@ -56,7 +57,8 @@ def run(
     )
     save_config(config, output.with_suffix(".yaml"))
     command = ["-m", "jaxllm", "train", str(output.with_suffix(".yaml"))]
-    outputs = run_together(*[command] * processes, devices=8 // processes, **variables)
+    devices = 8 // processes
+    outputs = run_together(*[command] * processes, devices=devices, by_slurm=by_slurm, **variables)
     assert ["metrics.jsonl" in out for out, _ in outputs] == [True] + [False] * (processes - 1)
     return read_results(output / "metrics.jsonl")
 
@@ -88,13 +90,21 @@ def test_two_processes_log_the_same_losses_as_one(tmp_path, alone, name):
 
 
 @pytest.mark.exhaustive
-def test_two_processes_train_experts_as_one_does(tmp_path):
-    """On fsdp x expert, where tokens go from the devices of one process to those of the other."""
-    mesh = MeshConfig(fsdp=2, expert=4)
+@pytest.mark.parametrize(
+    ("mesh", "by_slurm"),
+    [
+        (MeshConfig(fsdp=2, expert=4), False),
+        (MeshConfig(fsdp=2, tensor=2, expert=2), True),
+        (MeshConfig(tensor=2, expert=4, sequence_parallel=True), False),
+    ],
+)
+def test_two_processes_train_experts_as_one_does(tmp_path, mesh, by_slurm):
+    """Tokens go from the devices of one process to those of the other."""
     # With jaxlib 0.10.2, a cached program with an all_to_all over CPU devices may hang.
     compiling = {"JAX_ENABLE_COMPILATION_CACHE": "false"}
     one = run(tmp_path / "one", mesh, 1, EXPERTS, **compiling)
-    check_equal(run(tmp_path / "two", mesh, 2, EXPERTS, **compiling), one)
+    two = run(tmp_path / "two", mesh, 2, EXPERTS, by_slurm=by_slurm, **compiling)
+    check_equal(two, one)
     assert "grad_norm/router" in one[1]
 
 

@@ -12,6 +12,7 @@ from jaxllm.lora.attach import add_lora, is_trained
 from jaxllm.lora.config import LoraConfig
 from jaxllm.lora.given import base_of, check_factors, given_factors
 from jaxllm.models import Model, build_abstract
+from jaxllm.numerics.float8 import check_qwix
 from jaxllm.params import (
     Params,
     check_parameters,
@@ -37,11 +38,15 @@ def model_to_train(config: TrainConfig, model: Model | None) -> Model:
     Raises ConfigError if `model` is missing, unexpected or not of the right dtype; CheckpointError
     if its parameters are not those of its config, so that the run could not be resumed.
     """
+    if config.dtype == "float8":
+        check_qwix()
     overrides: dict[str, Any] = {
-        "numerics.dtype": config.dtype,
+        "numerics.dtype": activation_dtype(config),
+        "numerics.matmul_dtype": "float8" if config.dtype == "float8" else None,
         "remat": config.remat,
         "attention.kernel": config.attention_kernel,
         "numerics.reduce_dtype": config.optimizer.reduce_dtype,
+        "norms.sequence_parallel": config.mesh.sequence_parallel or None,
     }
     given = {name: value for name, value in overrides.items() if value is not None}
     if config.model is not None and model is not None:
@@ -90,6 +95,11 @@ def _check_given(config: TrainConfig, model: Model) -> None:
         check_factors(model, config.optimizer.lora)
     except UserError as error:
         raise ConfigError(str(error)) from None
+
+
+def activation_dtype(config: TrainConfig) -> Dtype | None:
+    """Returns the dtype of a run's activations; None: the model's."""
+    return "bfloat16" if config.dtype == "float8" else config.dtype
 
 
 def start_dtype(config: TrainConfig) -> Dtype:

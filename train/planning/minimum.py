@@ -11,6 +11,7 @@ from jaxllm.models import build_abstract
 from jaxllm.params import dim_letters, named_parameters
 from jaxllm.sharding import DIMS, partition_spec, spec_axes
 from jaxllm.train.config import TrainConfig
+from jaxllm.train.finetuning.start import activation_dtype
 from jaxllm.train.speed.model_flops import is_head, is_looked_up
 
 from .collectives import share
@@ -35,7 +36,7 @@ def minimum_bytes(
     """
     sizes = {axis: size for axis, size in mesh_shape.items() if size > 1}
     numerics = stacks_of(model)[-1].numerics
-    width = jnp.dtype(config.dtype or numerics.dtype).itemsize
+    width = jnp.dtype(activation_dtype(config) or numerics.dtype).itemsize
     reduced = jnp.dtype(config.optimizer.reduce_dtype or numerics.reduce_dtype).itemsize
     found: dict[tuple[str, ...], float] = defaultdict(float)
     named = named_parameters(build_abstract(model))

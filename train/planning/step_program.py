@@ -9,6 +9,7 @@ import jax
 import numpy as np
 from jax.sharding import AbstractDevice, AbstractMesh, AxisType
 
+from jaxllm.distributed.devices import check_float8
 from jaxllm.models import Decoder, EncoderDecoder, Model, SequenceModel, SequenceToSequence
 from jaxllm.sharding import MESH_AXES, named_sharding
 from jaxllm.train.config import ConfigError, TrainConfig
@@ -56,6 +57,8 @@ def check_fits_topology(config: TrainConfig, topology: Topology) -> None:
             "batch_size"
         )
     check_rows(config, shape)
+    if config.dtype == "float8":
+        check_float8(topology.device)
 
 
 def make_step_program(config: TrainConfig, mesh: Any) -> tuple[Steps, Batch]:

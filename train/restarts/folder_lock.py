@@ -11,6 +11,7 @@ import jax
 
 from jaxllm.checkpointing.file_lock import claim, is_claimed
 from jaxllm.storage.lease import LeaseHeldError, is_alive, leased
+from jaxllm.storage.orbax_s3 import S3, use_s3
 from jaxllm.storage.paths import absolute_path, check_is_utf8, is_remote, to_address
 from jaxllm.train.config import ConfigError
 
@@ -21,16 +22,11 @@ def run_folder(output: str) -> Any:
     """Returns the folder of a run, on this machine or on an object store.
 
     Raises:
-        ConfigError: Orbax cannot write checkpoints to this kind of store.
         MissingPackageError: the package for it is not installed.
-        UserError: the path is not UTF-8.
+        UserError: the path is not UTF-8, or this version of Orbax cannot write there.
     """
-    if is_remote(output) and not (address := to_address(output)).startswith("gs://"):
-        raise ConfigError(
-            f"output={address}: Orbax writes checkpoints to gs:// and to file systems only; mount "
-            "the bucket with a file system that can rename, such as FSx for Lustre, or write to a "
-            "disk and `aws s3 sync` it. Data and init_from may be on s3://"
-        )
+    if is_remote(output) and to_address(output).startswith(S3):
+        use_s3()
     check_is_utf8(output)
     return absolute_path(output)
 

@@ -11,6 +11,7 @@ import jax
 from jaxllm.checkpointing.orbax_layout import METADATA_FILE, is_step
 from jaxllm.distributed.gather import gather_texts
 from jaxllm.errors import CheckpointError
+from jaxllm.storage.mirror import move
 from jaxllm.storage.paths import open_path
 from jaxllm.train.config import ConfigError
 
@@ -101,6 +102,6 @@ def _move_aside(step: Path) -> Path:
         folder.mkdir(exist_ok=True)
         if not folder.exists():  # on an object store, where a folder is there if something is in it
             (folder / "README").write_text(ABOUT)
-        step.replace(kept)
+        move(step, kept)
     gather_texts("")  # all see the folder without it
     return kept

@@ -61,6 +61,7 @@ def compare_variants(
         config,
         model=exact,
         optimizer=dataclasses.replace(config.optimizer, reduce_dtype=None),
+        mesh=dataclasses.replace(config.mesh, sequence_parallel=False),
         **dict.fromkeys(("init_from", "dtype", "remat", "attention_kernel")),
     )
     if chosen is None:

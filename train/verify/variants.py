@@ -41,6 +41,7 @@ class Variant:
     remat: Remat = "none"
     kernel: AttentionKernel = "auto"  # of attention; with float32 activations this is none
     scan_layers: bool = True
+    sequence_parallel: bool = False  # on meshes with `tensor`
     accumulate: int = 1  # number of microbatches
     loss_chunk: int | None = None  # tokens per device in a chunk; None: all logits at once
 
@@ -54,6 +55,8 @@ class Variant:
             parts.append(f"attention by {self.kernel}")
         if not self.scan_layers:
             parts.append("layers one by one")
+        if self.sequence_parallel:
+            parts.append("sequence parallel")
         if self.accumulate > 1:
             parts.append(f"accumulate {self.accumulate}")
         if self.loss_chunk is not None:
@@ -63,6 +66,8 @@ class Variant:
 
 def variants(config: TrainConfig, num_devices: int) -> list[Variant]:
     """Lists the variants to test: every mesh layout, then every other change alone and on a mesh.
+
+    Sequence parallelism is tested there, and where all devices are along `tensor`.
 
     The mesh for the other changes is that of the config if it uses `num_devices`, otherwise the
     one with the most axes.
@@ -87,6 +92,11 @@ def variants(config: TrainConfig, num_devices: int) -> list[Variant]:
     return [
         *(Variant(mesh=mesh) for mesh in meshes),
         *(Variant(mesh=mesh, **change) for mesh in places for change in changes),
+        *(
+            Variant(mesh=mesh, sequence_parallel=True)
+            for mesh in dict.fromkeys((mixed, (("tensor", num_devices),)))
+            if "tensor" in dict(mesh) and mesh in meshes
+        ),
     ]
 
 
@@ -126,7 +136,10 @@ class Program:
 
     def __init__(self, config: TrainConfig, variant: Variant):
         assert config.model is not None, "the caller fills in the model"
-        changes = {"attention.kernel": variant.kernel}
+        changes = {
+            "attention.kernel": variant.kernel,
+            "norms.sequence_parallel": variant.sequence_parallel,
+        }
         overrides = {"remat": variant.remat, "scan_layers": variant.scan_layers}
         chunk = variant.loss_chunk or config.seq_len * config.batch_size
         run = dataclasses.replace(

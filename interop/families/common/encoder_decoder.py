@@ -9,7 +9,10 @@ from .unsupported import refuse
 # Fields that distinguish the encoder from the decoder.
 _ROLES = ("attention.causal", "attention.cross")
 # Fields about training, initialization and execution, which do not change the function computed.
-_RUN = ("dropout", "init.kind", "init.std", "scan_layers", "remat", "attention.kernel")
+_RUN = (
+    *("dropout", "init.kind", "init.std", "scan_layers", "remat", "attention.kernel"),
+    "norms.sequence_parallel",
+)
 
 
 def refuse_both(

@@ -12,7 +12,8 @@ _ALWAYS_SUPPORTED = {
     *("vocab_size", "embed_dim", "num_layers", "num_heads", "num_kv_heads", "head_dim", "mlp_dim"),
     *("max_len", "norms.eps", "rope.layout", "init.std", "numerics.param_dtype", "numerics.dtype"),
     *("numerics.wide_residual", "scan_layers", "remat", "dropout", "init.kind"),
-    *("attention.kernel", "numerics.reduce_dtype"),
+    *("attention.kernel", "numerics.reduce_dtype", "norms.sequence_parallel"),
+    "numerics.matmul_dtype",
 }
 
 

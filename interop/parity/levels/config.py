@@ -26,9 +26,11 @@ FREE = {
     "numerics.dtype",
     "numerics.wide_residual",
     "numerics.reduce_dtype",
+    "numerics.matmul_dtype",
     "scan_layers",
     "remat",
     "attention.kernel",
+    "norms.sequence_parallel",
 }
 
 # Fields that early recordings lack, with the value that their references have.

@@ -15,7 +15,7 @@ from jaxllm.layers.context import Bias, Context
 from jaxllm.layers.hooks import apply_hook, has_hook
 from jaxllm.layers.linear import ATTENDED, Linear
 from jaxllm.layers.norm import Norm, make_qk_norm, normalize
-from jaxllm.layers.together import project_together
+from jaxllm.layers.together import project_and_sum, project_together
 from jaxllm.sharding import constrain
 
 from .cache import Cache, KVCache, NothingWritten, RingCache
@@ -90,7 +90,7 @@ class Attention(nnx.Module):
         (out_BTNH,) = apply_hook(self, mixed=out_BTNH)
         for gate_BTNH in gate:
             out_BTNH = out_BTNH * jax.nn.sigmoid(gate_BTNH)
-        return self.o_proj(constrain(out_BTNH, "BTNH")), cache
+        return project_and_sum(self.o_proj, constrain(out_BTNH, "BTNH")), cache
 
     def attend(
         self, q_BTNH: Array, k_BTKH: Array, v_BTKH: Array, context: Context, positions_BT: Array

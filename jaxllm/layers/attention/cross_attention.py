@@ -12,6 +12,7 @@ from jaxllm.config import StackConfig
 from jaxllm.layers.context import Source
 from jaxllm.layers.hooks import apply_hook, has_hook
 from jaxllm.layers.linear import Linear
+from jaxllm.layers.together import project_and_sum
 from jaxllm.sharding import constrain
 
 from .attention import attention, hook_block, query_blocks
@@ -76,4 +77,4 @@ class CrossAttention(nnx.Module):
             outs.append(attend(q_BTNH[:, own], source.k_BSKH, source.v_BSKH, mask_BTS))
         out_BTNH = jnp.concatenate(outs, axis=1)
         (out_BTNH,) = apply_hook(self, mixed=out_BTNH)
-        return self.o_proj(constrain(out_BTNH, "BTNH"))
+        return project_and_sum(self.o_proj, constrain(out_BTNH, "BTNH"))

@@ -14,6 +14,7 @@ from jaxllm.layers.context import Context
 from jaxllm.layers.hooks import apply_hook
 from jaxllm.layers.linear import Linear, project
 from jaxllm.layers.norm import Norm
+from jaxllm.layers.together import project_and_sum
 from jaxllm.sharding import constrain
 
 from .attention import Attention
@@ -84,7 +85,7 @@ class LatentAttention(Attention):
             q_BTNH, k_BTNH, v_BTNH = apply_hook(self, q=q_BTNH, k=k_BTNH, v=v_BTNH)
             out_BTNH = self.attend(q_BTNH, k_BTNH, v_BTNH, context, positions_BT)
         (out_BTNH,) = apply_hook(self, mixed=out_BTNH)
-        return self.o_proj(constrain(out_BTNH, "BTNH")), cache
+        return project_and_sum(self.o_proj, constrain(out_BTNH, "BTNH")), cache
 
     def project_queries(self, x_BTD: Array, positions_BT: Array) -> Array:
         """Returns the queries, BTNH, whose last elements are rotated."""

@@ -18,6 +18,7 @@ from jax.sharding import AbstractMesh, PartitionSpec
 from jax.typing import DTypeLike
 
 from jaxllm.config import ReduceDtype
+from jaxllm.layers.gather import gather_shards, scatter_sum
 from jaxllm.layers.hooks import without_hooks
 from jaxllm.sharding import DIMS, partition_spec, spec_axes
 
@@ -114,16 +115,13 @@ def gather_rounded(
 
     The result has the array's own dtype, and so has its gradient, which is summed in another.
     """
-    rounded = jax.lax.all_gather(x.astype(dtype), axes, axis=place, tiled=True)
-    return rounded.astype(x.dtype)
+    return gather_shards(x.astype(dtype), place, axes).astype(x.dtype)
 
 
 gather_rounded.defvjp(
     lambda x, *how: (gather_rounded(x, *how), None),
     lambda axes, place, dtype, reduce_dtype, _, dx: (
-        jax.lax.psum_scatter(
-            dx.astype(reduce_dtype), axes, scatter_dimension=place, tiled=True
-        ).astype(dx.dtype),
+        scatter_sum(dx.astype(reduce_dtype), place, axes).astype(dx.dtype),
     ),
 )
 

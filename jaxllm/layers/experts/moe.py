@@ -50,7 +50,13 @@ class MoE(nnx.Module):
         bias = experts.router_bias
         wide: Dtype | None = "float32" if experts.router_in_float32 else None
         self.router = Linear(
-            "BTD,DE->BTE", (D, E), config=config, use_bias=bias, dtype=wide, rngs=rngs
+            "BTD,DE->BTE",
+            (D, E),
+            config=config,
+            use_bias=bias,
+            dtype=wide,
+            is_exact=True,
+            rngs=rngs,
         )
         correction = nnx.Param(jnp.zeros(E, config.numerics.param_dtype), dims="E")
         self.correction_bias = nnx.data(correction if experts.correction_bias else None)
@@ -60,7 +66,7 @@ class MoE(nnx.Module):
         self.down_proj = Projections("EF,EFD->ED", (E, F, D), config, rngs)
         shared = experts.shared_mlp_dim
         self.shared = nnx.data(None if shared is None else MLP(config, mlp_dim=shared, rngs=rngs))
-        gate = Linear("BTD,DO->BTO", (D, 1), config=config, rngs=rngs)
+        gate = Linear("BTD,DO->BTO", (D, 1), config=config, is_exact=True, rngs=rngs)
         self.shared_gate = nnx.data(gate if experts.shared_gate else None)
         is_full = experts.capacity is not None
         self.overflow = nnx.data(MLP(config, mlp_dim=F, rngs=rngs) if is_full else None)

@@ -70,7 +70,7 @@ def run_of(folder, name: str, mesh: MeshConfig) -> TrainConfig:
 
 
 def base_of(config: TrainConfig, path=None):
-    mesh = make_mesh(**dataclasses.asdict(config.mesh))
+    mesh = make_mesh(**config.mesh.sizes)
     return load_pretrained(path or config.init_from, mesh=mesh, dtype="bfloat16")
 
 

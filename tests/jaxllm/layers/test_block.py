@@ -7,12 +7,21 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from mesh_gradients import on_devices, on_one, random_batch, worst_error
 from tiny import TINY, random_model, relative_l2
 
-from jaxllm.config import AttentionConfig, MlpConfig, NumericsConfig, with_fields
+from jaxllm.config import (
+    AttentionConfig,
+    ExpertsConfig,
+    LayerKind,
+    MlpConfig,
+    NumericsConfig,
+    with_fields,
+)
 from jaxllm.layers.attention.cache import KVCache
 from jaxllm.layers.context import Context
 from jaxllm.layers.stack import apply_layers, restack
+from jaxllm.train import make_mesh
 
 TOLERANCE = 2e-6  # relative L2, float32
 B, T = 2, 9
@@ -186,3 +195,51 @@ def test_outputs_of_sublayers_are_scaled_and_added_as_the_placement_says(placeme
     own = block.attn_norm if block.mlp_norm is None else block.mlp_norm
     given = after if placement == "pre" else X_BTD
     assert relative_l2(found, after + 0.3 * block.mlp(own(given))) < TOLERANCE
+
+
+SPLIT = {"norms.sequence_parallel": True}
+EXPERTS = {
+    "experts": ExpertsConfig(num_experts=4, top_k=2, mlp_dim=24),
+    "pattern": (LayerKind(mlp="experts"), LayerKind()),
+}
+
+
+@pytest.mark.cases(3, exhaustive=9)
+@pytest.mark.parametrize(
+    "axes",
+    [{"fsdp": 4, "tensor": 2}, {"data": 4, "tensor": 2}, {"fsdp": 2, "sequence": 2, "tensor": 2}],
+)
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"norms.placement": "post", "norms.kind": "layer", "norms.embed": True},
+        {"norms.placement": "parallel"},
+        {"norms.placement": "sandwich", "mlp.gated": False, "remat": "full"},
+        {"num_kv_heads": 1, "remat": "dots"},
+        EXPERTS,
+    ],
+)
+def test_sequence_parallelism_computes_the_same(changes, axes):
+    """Loss and every gradient, to the rounding of float32."""
+    model, batch = random_model(SPLIT | changes), random_batch(8, 16)
+    plain = random_model({"norms.sequence_parallel": False} | changes)
+    found, _ = on_devices(model, batch, make_mesh(**axes))
+    assert worst_error(found, on_one(plain, batch)) < 1e-5
+
+
+def test_sequence_parallelism_splits_what_layers_keep():
+    """A device keeps half of each layer's input, and sums none of the residual stream whole."""
+    batch, mesh, found = random_batch(8, 16), make_mesh(fsdp=4, tensor=2), {}
+    for is_split in (False, True):
+        model = random_model({"norms.sequence_parallel": is_split}, remat="full", num_layers=5)
+        found[is_split] = on_devices(model, batch, mesh)[1].as_text()
+    whole, half = "f32[5,2,16,32]", "f32[5,2,8,32]"
+    assert (whole in found[False], half in found[False]) == (True, False)
+    assert (whole in found[True], half in found[True]) == (False, True)
+
+
+def test_a_length_that_is_not_divisible_stays_whole():
+    model, batch = random_model(SPLIT), random_batch(8, 13)
+    found, _ = on_devices(model, batch, make_mesh(fsdp=4, tensor=2))
+    assert worst_error(found, on_one(model, batch)) < 1e-5

@@ -4,14 +4,25 @@ import re
 
 import jax
 import numpy as np
+import pytest
 from collectives import collectives
+from mesh_gradients import on_devices, on_one, random_batch, worst_error
 from tiny import TINY, random_model, relative_l2
 
+from jaxllm.config import ExpertsConfig, LatentConfig, LayerKind
 from jaxllm.params import map_parameters, parameter_shardings, split
 from jaxllm.train import make_mesh
 from jaxllm.train.data.placement import on_mesh
 
 ROWS, T, L = 8, 13, 3
+EXPERTS = {
+    "experts": ExpertsConfig(num_experts=4, top_k=2, mlp_dim=24),
+    "pattern": (LayerKind(mlp="experts"), LayerKind()),
+}
+LATENT = {
+    "attention.latent": LatentConfig(kv_rank=24, query_rank=16, rope_dim=8, value_dim=16),
+    "num_kv_heads": 4,
+}
 
 
 def test_each_kernel_is_gathered_twice_a_step():
@@ -46,3 +57,46 @@ def test_kernels_travel_in_the_compute_dtype_whatever_that_of_the_residual_strea
         program = jax.jit(lambda params: bind(params)(tokens).logits).lower(params).as_text()
     constraint = rf"sharding_constraint %.* : tensor<{TINY.embed_dim}x{TINY.mlp_dim}x(\w+)>"
     assert {*re.findall(constraint, program)} == {"f16"}
+
+
+@pytest.mark.cases(2, exhaustive=4)
+@pytest.mark.parametrize(
+    ("axes", "changes"),
+    [
+        ({"fsdp": 4, "expert": 2}, {"remat": "full"}),
+        ({"data": 2, "fsdp": 2, "expert": 2}, {"remat": "full"}),
+        ({"fsdp": 2, "sequence": 2, "tensor": 2}, {"attention.qkv_bias": True}),
+        ({"fsdp": 2, "tensor": 2, "expert": 2}, {"head.tied": True, "scan_layers": False}),
+        ({"fsdp": 4, "expert": 2}, {"numerics.dtype": "bfloat16", "remat": "full"}),
+        ({"fsdp": 2, "sequence": 2, "expert": 2}, EXPERTS),
+        ({"fsdp": 4, "expert": 2}, LATENT | {"scan_layers": True}),
+    ],
+)
+def test_several_axes_gather_and_sum_one_after_the_other(axes, changes):
+    model, batch = random_model(changes), random_batch(ROWS, 16)
+    found, compiled = on_devices(model, batch, make_mesh(**axes))
+    most = 5e-2 if "numerics.dtype" in changes else 1e-5
+    assert worst_error(found, on_one(model, batch)) < most
+    if "remat" in changes and "data" not in axes:
+        D, F = TINY.embed_dim, TINY.mlp_dim
+        moved = [
+            one._replace(shapes=tuple(tuple(n for n in s if n > 1) for s in one.shapes))
+            for one in collectives(compiled)
+            if one.runs == TINY.num_layers
+        ]
+        parts = {(D, F), (D // 4, F), (F, D), (F, D // 4)}
+        gathers = [one for one in moved if one.kind == "all-gather" and {*one.shapes} & parts]
+        scatters = [one for one in moved if one.kind == "reduce-scatter" and F in one.shapes[0]]
+        assert len(gathers) == 2 * 3 * 2  # gate, up and down, twice, in two stages
+        assert len(scatters) == 3 * 2
+        assert not [one for one in moved if one.kind == "all-reduce" and F in one.shapes[0]]
+
+
+def test_gpus_gather_over_all_axes_at_once(monkeypatch):
+    """Their network is no torus."""
+    monkeypatch.setattr("jaxllm.layers.gather.platform", lambda: "gpu")
+    model, batch = random_model(remat="full"), random_batch(ROWS, 16)
+    _, compiled = on_devices(model, batch, make_mesh(fsdp=4, expert=2))
+    gathers = [one for one in collectives(compiled) if one.kind == "all-gather"]
+    D, F = TINY.embed_dim, TINY.mlp_dim
+    assert not [one for one in gathers if {*one.shapes} & {(D // 4, F), (F, D // 4)}]

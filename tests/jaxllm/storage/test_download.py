@@ -5,7 +5,7 @@ from memory_store import memory_store
 
 from jaxllm.errors import MissingFileError, UserError
 from jaxllm.hub import local_path
-from jaxllm.storage.download import CACHE, download, find_matching, needed_of_run
+from jaxllm.storage.download import CACHE, download, download_small, find_matching, needed_of_run
 
 
 @pytest.fixture
@@ -29,6 +29,19 @@ def test_a_folder_is_fetched_once_per_version(store, monkeypatch):
     other = download("s3://bucket/model")
     assert (other / "config.json").read_bytes() == b"{ }"
     assert (found / "config.json").read_bytes() == b"{}"
+
+
+def test_what_describes_a_folder_is_fetched_without_its_weights(store):
+    store.pipe("s3://bucket/model/config.json", b"{}")
+    store.pipe("s3://bucket/model/model.safetensors", b"1" * 1000)
+    store.pipe("s3://bucket/model/checkpoints/4/_METADATA.json", b"{}")
+    found = download_small("s3://bucket/model")
+    assert [path.name for path in found.iterdir()] == ["config.json"]
+    assert download_small("s3://bucket/model/config.json").read_bytes() == b"{}"
+    store.pipe("s3://bucket/other/a.bin", b"1")
+    for address in ("s3://bucket/other", "s3://bucket/nothing"):
+        with pytest.raises(MissingFileError, match="nothing is there that describes a run"):
+            download_small(address)
 
 
 def test_a_file_keeps_its_name(store):

@@ -7,7 +7,7 @@ from memory_store import memory_store
 
 from jaxllm.errors import UserError
 from jaxllm.storage import mirror
-from jaxllm.storage.mirror import Mirror, copy_folder
+from jaxllm.storage.mirror import Mirror, copy_folder, move
 from jaxllm.storage.paths import open_path
 
 
@@ -71,3 +71,17 @@ def test_a_folder_is_copied_whole(remote, tmp_path):
     (tmp_path / "a" / "b").write_text("b")
     copy_folder(tmp_path, remote / "origin")
     assert (remote / "origin" / "a" / "b").read_text() == "b"
+
+
+def test_a_folder_is_moved_whole(remote, tmp_path):
+    (remote / "4" / "model" / "a").write_text("a")
+    (remote / "4" / "b").write_text("b")
+    (remote / "40" / "c").write_text("c")
+    move(remote / "4", remote / "aside" / "4")
+    assert (remote / "aside" / "4" / "model" / "a").read_text() == "a"
+    assert (remote / "aside" / "4" / "b").read_text() == "b"
+    assert not (remote / "4").exists()
+    assert (remote / "40" / "c").read_text() == "c"
+    (tmp_path / "4").mkdir()
+    move(tmp_path / "4", tmp_path / "5")
+    assert (tmp_path / "5").is_dir()

@@ -36,7 +36,9 @@ def matmul_seconds(
             continue
         moved = sum(local_bytes(value, dict(mesh_shape)) for value in op.inputs)
         moved += sum(_written(value, users, dict(mesh_shape)) for value in op.outputs)
-        total += times * max(flops / device.flops, moved / device.hbm)
+        is_narrow = all(value.dtype.itemsize == 1 for value in op.inputs)
+        peak = device.float8_flops if is_narrow and device.float8_flops else device.flops
+        total += times * max(flops / peak, moved / device.hbm)
     return total
 
 

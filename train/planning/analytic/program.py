@@ -194,10 +194,20 @@ def drop_dead_code(region: Region) -> None:
             continue
         if op.body is not None:
             _drop_unused_outputs(op, op.body)
+        if op.name in ("shard_map_enter", "shard_map_exit"):
+            _drop_unused_pairs(op)
         for value in op.inputs:
             value.needed = True
         kept.append(op)
     region.ops = kept[::-1]
+
+
+def _drop_unused_pairs(op: Op) -> None:
+    """Removes what enters or leaves a shard_map for nobody, such as a sum that is not needed."""
+    pairs = zip(op.inputs, op.outputs, op.params["specs"], strict=True)
+    kept = [pair for pair in pairs if pair[1].needed]
+    op.inputs, op.outputs = [pair[0] for pair in kept], [pair[1] for pair in kept]
+    op.params = {**op.params, "specs": tuple(pair[2] for pair in kept)}
 
 
 def _drop_unused_outputs(op: Op, body: Region) -> None:

@@ -34,7 +34,7 @@ def read_collectives(module: Module, mesh_shape: Mapping[str, int]) -> list[Coll
         mesh_shape: the size of each mesh axis; devices are numbered row by row.
     """
     found: list[Collective] = []
-    seen: set[tuple[str, str, str, str]] = set()
+    seen: set[tuple[str, ...]] = set()
     fused = {
         name for _, one, _ in module.instructions() if one.op == "fusion" for name in one.called
     }
@@ -44,7 +44,9 @@ def read_collectives(module: Module, mesh_shape: Mapping[str, int]) -> list[Coll
             continue
         channel = re.search(r"channel_id=(\d+)", one.rest)
         if channel and computation in fused:  # TPUs spread one collective over several fusions
-            key = kind, channel[1], one.shape, one.scope
+            # Sums of one channel are different ones if they have computations of their own.
+            region = re.search(r"to_apply=%([\w.\-]*?)(?:\.clone[\w.]*)?[,\s]", f"{one.rest} ")
+            key = kind, channel[1], one.shape, one.scope, region[1] if region else ""
             if key in seen:
                 continue
             seen.add(key)

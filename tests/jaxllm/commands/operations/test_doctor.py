@@ -4,7 +4,7 @@ import json
 
 import pytest
 from memory_store import memory_store
-from together import cluster, free_port, start
+from together import cluster, free_port, slurm_job, start
 
 from jaxllm.cli import main
 
@@ -84,12 +84,7 @@ def test_a_process_that_waits_in_vain_ends_with_one_line():
 
 def test_two_processes_of_slurm_are_sound(folder):
     """With the variables of Slurm, by which jax finds the others."""
-    job = {
-        "SLURM_JOB_ID": str(free_port()),
-        "SLURM_STEP_NODELIST": "localhost",
-        "SLURM_NTASKS": "2",
-        "SLURM_STEP_NUM_NODES": "1",
-    }
+    job = slurm_job(2)
     command = ["-m", "jaxllm", "doctor", "run.yaml", "--mesh.fsdp", "4", "--size", "1"]
     tasks = [
         start(*command, devices=2, **job, SLURM_PROCID=rank, SLURM_LOCALID=rank)

@@ -2,8 +2,11 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.sharding import PartitionSpec
 
 from jaxllm.train.planning.analytic.program import Value, flatten, local_bytes, local_shape
+from jaxllm.train.planning.step_program import abstract_mesh
 
 
 def _names(function, *args, platform="tpu"):
@@ -59,3 +62,21 @@ def test_local_sizes_round_up():
     sizes = {"data": 2, "fsdp": 2, "tensor": 2}
     assert local_shape(value, sizes) == (3, 2)
     assert local_bytes(value, sizes) == 12
+
+
+def test_a_sum_that_leaves_a_shard_map_for_nobody_is_dropped():
+    mesh = abstract_mesh({"data": 2, "tensor": 4})
+
+    def local(x):
+        return jax.lax.psum(x, "tensor"), 2 * x
+
+    def run(x):
+        parts = PartitionSpec("tensor")
+        mapped = jax.shard_map(local, in_specs=parts, out_specs=(PartitionSpec(), parts))
+        return mapped(x)[1]
+
+    with jax.sharding.use_abstract_mesh(mesh):
+        jaxpr = jax.make_jaxpr(run)(jax.ShapeDtypeStruct((8, 4), np.float32))
+    names = [op.name for op, _ in flatten(jaxpr, "tpu").walk()]
+    assert "mul" in names
+    assert not [name for name in names if name.startswith("psum")]

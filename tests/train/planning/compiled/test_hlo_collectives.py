@@ -74,3 +74,9 @@ def test_an_all_reduce_in_a_fusion_that_scatters_is_a_reduce_scatter_and_counts_
 """
     (found,) = read_collectives(parse(text), MESH)
     assert (found.kind, found.runs, found.moved) == ("reduce-scatter", 1, 64 * 3 / 4)
+    other = text.replace("to_apply=%add", "to_apply=%add.7", 1)
+    (found,) = read_collectives(parse(other), MESH)
+    assert found.runs == 2
+    cloned = text.replace("to_apply=%add", "to_apply=%add.clone", 1)
+    (found,) = read_collectives(parse(cloned), MESH)
+    assert found.runs == 1
