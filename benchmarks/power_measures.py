@@ -18,7 +18,7 @@ from jaxllm.interop import load_pretrained
 from jaxllm.interop.parity import Report, compare
 from jaxllm.interop.parity.alignment.inputs import Inputs
 from jaxllm.interop.parity.checkpoint import InputOptions, open_both
-from jaxllm.interop.parity.levels.forward import judge, record_forward
+from jaxllm.interop.parity.levels.activations.forward import judge, record_forward
 from jaxllm.interop.parity.levels.sides import Comparison
 from jaxllm.interop.parity.levels.table import levels_of
 from jaxllm.interop.parity.recording.recording import Recording

@@ -34,7 +34,7 @@ from .alignment.plain_modules import load_plain
 from .alignment.prompt import MIN_TOKENS, following_text, text_ids, tokenizer_of, windows
 from .comparison import compare
 from .levels.table import LEVELS, levels_of, not_compared, select_levels
-from .numerics.array_store import ArrayStore, in_memory, on_disk, parameters_on
+from .memory.array_store import ArrayStore, in_memory, on_disk, parameters_on
 from .numerics.precision import FLOAT32, PRECISIONS
 from .progress import announce
 from .rendered_report import Report

@@ -12,7 +12,7 @@ from jaxllm.interop.families import RuleTable
 from jaxllm.interop.parity.alignment.inputs import Inputs
 from jaxllm.interop.parity.alignment.parameter_names import table_of
 from jaxllm.interop.parity.execution.recipe import Recipe
-from jaxllm.interop.parity.numerics.array_store import ArrayStore, in_memory
+from jaxllm.interop.parity.memory.array_store import ArrayStore, in_memory
 from jaxllm.interop.parity.recording.sample import Sample
 from jaxllm.interop.rules.rule import BoundRule
 from jaxllm.models import Model, with_scanned_layers

@@ -8,7 +8,7 @@ from jaxllm.interop.loading.name_folding import fold
 from jaxllm.interop.parity.levels.table import LEVELS
 from jaxllm.interop.parity.report.activation_rows import TapResult, first_wrong
 from jaxllm.interop.parity.report.judged import Judged
-from jaxllm.interop.parity.report.report import Report
+from jaxllm.interop.parity.report.report import ReportData
 from jaxllm.interop.parity.report.rows import (
     FieldResult,
     OutputResult,
@@ -26,12 +26,17 @@ def mark(ok: bool) -> str:
     return "✓" if ok else "✗"
 
 
-def headline(report: Report) -> str:
+def headline(report: ReportData) -> str:
     """Returns the verdict as a headline, with the number of rows that cannot tell."""
     holds, broken = report.headlines
     if not report.ok:
         return broken
-    return f"{holds}; {counted(unclear)} cannot tell" if (unclear := report.unclear) else holds
+    found = [counted(report.unclear)] if report.unclear else []
+    return (
+        f"{holds}; {' and '.join([*found, *report.unseen])} cannot tell"
+        if found or report.unseen
+        else holds
+    )
 
 
 def counted(rows: Sequence[Judged]) -> str:
@@ -39,7 +44,7 @@ def counted(rows: Sequence[Judged]) -> str:
     return "1 row" if len(rows) == 1 else f"{len(rows)} rows"
 
 
-def explanation(report: Report) -> str:
+def explanation(report: ReportData) -> str:
     """Returns a sentence on the first divergence or else on the error closest to failing."""
     if first := report.first_divergence:
         return f"{name(first)} {describe_failure(first)}."
@@ -53,7 +58,7 @@ def explanation(report: Report) -> str:
     )
 
 
-def hint(report: Report) -> str:
+def hint(report: ReportData) -> str:
     """Returns the likely cause of the first divergence or first wrong activation, or ""."""
     first, wrong = report.first_divergence, first_wrong(report.taps)
     if first is None:
@@ -63,22 +68,27 @@ def hint(report: Report) -> str:
     return f"At {wrong.path}: {wrong.hint}." if wrong is not None and wrong.hint else ""
 
 
-def notes(report: Report) -> list[str]:
+def notes(report: ReportData) -> list[str]:
     """Returns the sentences on what else matters for the verdict, those that apply."""
     sentences = (
         *(nan_note(report), flips_note(report), unclear_note(report), texts_note(report)),
-        *(
-            unjudged_note(report),
-            levels_note(report),
-            left_out_note(report),
-            later_note(report),
-            empty_note(report),
-        ),
+        *(unseen_note(report), unjudged_note(report), levels_note(report)),
+        *(left_out_note(report), later_note(report), empty_note(report)),
     )
     return [*report.notes, *filter(None, sentences)]
 
 
-def levels_note(report: Report) -> str:
+def unseen_note(report: ReportData) -> str:
+    """Returns a sentence on the windows that the inputs were too short to show, or ""."""
+    if not report.unseen:
+        return ""
+    return (
+        f"Cannot tell: {' and '.join(report.unseen)} would show only in inputs of more than these "
+        f"{report.length} tokens; a wrong one passes."
+    )
+
+
+def levels_note(report: ReportData) -> str:
     """Returns a sentence that names the levels that were not compared, and why, or ""."""
     by_reason: dict[str, list[str]] = {}
     for level, reason in report.not_compared.items():
@@ -87,13 +97,13 @@ def levels_note(report: Report) -> str:
     return f"Levels not compared: {told}." if told else ""
 
 
-def later_note(report: Report) -> str:
+def later_note(report: ReportData) -> str:
     """Returns a sentence on the batches of later training steps, or ""."""
     later = report.later_batches
     return f"Training steps after the first are on {later}." if later else ""
 
 
-def left_out_note(report: Report) -> str:
+def left_out_note(report: ReportData) -> str:
     """Returns a sentence that names the activations that could not be compared, or ""."""
     if not report.left_out:
         return ""
@@ -104,19 +114,19 @@ def left_out_note(report: Report) -> str:
     )
 
 
-def unjudged_note(report: Report) -> str:
+def unjudged_note(report: ReportData) -> str:
     """Returns a sentence on the levels that could not be compared, or ""."""
     levels = ", ".join(report.unjudged)
     return f"The sizes differ, so these levels were not compared: {levels}." if levels else ""
 
 
-def empty_note(report: Report) -> str:
+def empty_note(report: ReportData) -> str:
     """Returns a sentence on the levels at which there was nothing to compare, or ""."""
     empty = [one for one in report.verdicts if not report.rows[one] and one not in report.unjudged]
     return f"Nothing could be compared at: {', '.join(empty)}." if empty else ""
 
 
-def unclear_note(report: Report) -> str:
+def unclear_note(report: ReportData) -> str:
     """Returns sentences on the rows in which a mistake worth knowing may hide, or ""."""
     rows = [row for row in report.unclear if not isinstance(row, TextResult)]
     if not rows:
@@ -130,7 +140,7 @@ def unclear_note(report: Report) -> str:
     )
 
 
-def texts_note(report: Report) -> str:
+def texts_note(report: ReportData) -> str:
     """Returns a sentence on the texts of which the rest is unknown, or ""."""
     texts = [row for row in report.unclear if isinstance(row, TextResult)]
     if not texts:
@@ -141,7 +151,7 @@ def texts_note(report: Report) -> str:
     )
 
 
-def _direction_note(report: Report) -> str:
+def _direction_note(report: ReportData) -> str:
     """Returns a sentence on the rows that are judged outside of one direction, or ""."""
     wide = [
         row
@@ -157,7 +167,7 @@ def _direction_note(report: Report) -> str:
     )
 
 
-def nan_note(report: Report) -> str:
+def nan_note(report: ReportData) -> str:
     """Returns a sentence that names the parameters with values that are not numbers, or ""."""
     found = [row for row in report.weights if row.num_nan]
     if not found:
@@ -167,7 +177,7 @@ def nan_note(report: Report) -> str:
     return f"The model has weights that are NaN: {names}{more}."
 
 
-def flips_note(report: Report) -> str:
+def flips_note(report: ReportData) -> str:
     """Returns sentences on routers that select different experts, or "".
 
     After such a router, errors are no longer rounding errors.
@@ -248,7 +258,7 @@ def _describe_outputs(row: OutputResult) -> str:
     )
 
 
-def compared(level: str, report: Report) -> str:
+def compared(level: str, report: ReportData) -> str:
     """Returns how much a level compared, and how much of that differs."""
     rows, noun = report.rows[level], LEVELS[level].noun
     if level in report.unjudged or not rows:
@@ -258,7 +268,7 @@ def compared(level: str, report: Report) -> str:
     return f"{found}, {unclear} cannot tell" if unclear else found
 
 
-def _count(rows: Sequence[Judged], noun: str, report: Report) -> str:
+def _count(rows: Sequence[Judged], noun: str, report: ReportData) -> str:
     if any(isinstance(row, WeightResult) for row in rows):
         tensors = {name for row in rows for name in row.stored}
         if any(row.differing_bits is None for row in rows):
