@@ -20,6 +20,29 @@ REASONS = {
 }
 
 
+# What a model lacks where a bug of docs/mutations.md cannot be planted.
+LACKING = {
+    "experts": (
+        *("experts' gate and up swapped, in the weights", "last expert dropped, in the weights"),
+        *("router softmax before top-k", "one expert more", "last expert dropped"),
+    ),
+    "biases of the attention's output": ("bias dropped, in the weights", "bias dropped"),
+    "a head of its own (it is tied to the embedding)": (
+        *("one logit off, in the weights", "head tied, in the config", "head tied"),
+    ),
+    "soft caps": ("logits uncapped, in the config", "scores uncapped"),
+    "scaling of RoPE": ("rope scaling missing",),
+    "heads of which a part is not rotated": ("partial rotary ignored",),
+    "sliding windows": ("window off by one",),
+    "chunks of attention": ("chunk mask off by one",),
+    "GELU": ("the other gelu",),
+    "layers without RoPE": ("NoPE off by one",),
+    "a scale of the embedding": ("embedding unscaled",),
+    "norms of queries and keys": ("qk norm missing",),
+    "a temperature of attention": ("temperature floor off by one",),
+}
+
+
 def read_results() -> dict[tuple[str, ...], Result]:
     """Returns all measurements by what was measured; of several, the last."""
     lines = RESULTS.read_text().splitlines() if RESULTS.is_file() else []
@@ -55,7 +78,9 @@ def page(known: dict[tuple[str, ...], Result]) -> str:
     alarms = [result for result in compared.values() if result["alarm"]]
     text = PAGE_TEXT.format(
         weakest="\n".join(_weakest_table(groups.get("weakest", {}))),
-        planted="\n".join(_planted_lines(groups.get("planted", {}))),
+        planted="\n".join(
+            _planted_lines(groups.get("planted", {}), groups.get("absent", {})),
+        ),
         seeds="\n".join(_seeds_table(groups.get("seeds", {}))),
         alarms=len(alarms),
         count=len(compared),
@@ -73,7 +98,14 @@ def _weakest_table(found: dict[tuple[str, ...], Result]) -> Iterator[str]:
         yield f"| {bug} | " + " | ".join(strengths) + " |"
 
 
-def _planted_lines(found: dict[tuple[str, ...], Result]) -> Iterator[str]:
+def reason_of(bug: str) -> str:
+    """Returns what a model lacks in which a bug cannot be planted."""
+    return next((what for what, bugs in LACKING.items() if bug in bugs), "place for it")
+
+
+def _planted_lines(
+    found: dict[tuple[str, ...], Result], absent: dict[tuple[str, ...], Result]
+) -> Iterator[str]:
     for name in dict.fromkeys(name for name, *_ in found):
         own = {key[1:]: result for key, result in found.items() if key[0] == name}
         caught = sum(result["is_caught"] for result in own.values())
@@ -89,6 +121,21 @@ def _planted_lines(found: dict[tuple[str, ...], Result]) -> Iterator[str]:
                 named = f"named {result['named']}" if result["is_caught"] else "not caught"
                 reason = f": {REASONS[bug]}" if bug in REASONS else ""
                 yield f"- {bug} ({level}): {named}{reason}"
+        yield ""
+        yield from _absent_table(name, [bug for model, bug in absent if model == name])
+
+
+def _absent_table(name: str, bugs: list[str]) -> Iterator[str]:
+    if not bugs:
+        return
+    yield f"The other {len(bugs)} classes cannot be planted in {name}:"
+    yield ""
+    yield "| the model has no | classes of bugs |"
+    yield "|---|---|"
+    reasons: dict[str, list[str]] = {}
+    for bug in bugs:
+        reasons.setdefault(reason_of(bug), []).append(bug)
+    yield from (f"| {reason} | {'; '.join(own)} |" for reason, own in reasons.items())
 
 
 def _seeds_table(found: dict[tuple[str, ...], Result]) -> Iterator[str]:
