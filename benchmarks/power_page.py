@@ -84,6 +84,7 @@ def page(known: dict[tuple[str, ...], Result]) -> str:
         seeds="\n".join(_seeds_table(groups.get("seeds", {}))),
         alarms=len(alarms),
         count=len(compared),
+        families=len({family for _, family, _ in compared}),
         kinds=", ".join(f"{kind} ({count})" for kind, count in sorted(kinds.items())),
     )
     return re.sub(r"\n{3,}", "\n\n", text).rstrip() + "\n"
@@ -183,8 +184,10 @@ bug without an entry does not apply. The tiny models are those of the tests, wit
 
 ## Correct models
 
-**False alarms: {alarms} over {count} correct models** that resemble trained ones: {kinds}. They
-are tiny, and were compared at the levels `layers` and `logits`, on one row of 128 random tokens.
+**False alarms: {alarms} over {count} correct models** that resemble trained ones, of {families}
+families: {kinds}.
+
+They are tiny, and were compared at the levels `layers` and `logits`, on one row of 128 random tokens.
 
 {seeds}
 """

@@ -27,16 +27,12 @@ def mark(ok: bool) -> str:
 
 
 def headline(report: ReportData) -> str:
-    """Returns the verdict as a headline, with the number of rows that cannot tell."""
+    """Returns the verdict as a headline, with what cannot tell: rows, and unseen windows."""
     holds, broken = report.headlines
     if not report.ok:
         return broken
-    found = [counted(report.unclear)] if report.unclear else []
-    return (
-        f"{holds}; {' and '.join([*found, *report.unseen])} cannot tell"
-        if found or report.unseen
-        else holds
-    )
+    open_ = [*([counted(report.unclear)] if report.unclear else []), *report.unseen]
+    return f"{holds}; {' and '.join(open_)} cannot tell" if open_ else holds
 
 
 def counted(rows: Sequence[Judged]) -> str:
