@@ -187,7 +187,8 @@ bug without an entry does not apply. The tiny models are those of the tests, wit
 **False alarms: {alarms} over {count} correct models** that resemble trained ones, of {families}
 families: {kinds}.
 
-They are tiny, and were compared at the levels `layers` and `logits`, on one row of 128 random tokens.
+They are tiny, and were compared at the levels `layers` and `logits`, on one row of 128 random
+tokens.
 
 {seeds}
 """
