@@ -95,7 +95,8 @@ def _weakest_table(found: dict[tuple[str, ...], Result]) -> Iterator[str]:
     yield "| bug | " + " | ".join(names) + " |"
     yield "|---|" + "---|" * len(names)
     for bug in dict.fromkeys(bug for bug, _ in found):
-        strengths = (found.get((bug, name), {"strength": ""})["strength"] for name in names)
+        unknown = {"strength": "not measured"}
+        strengths = (found.get((bug, name), unknown)["strength"] for name in names)
         yield f"| {bug} | " + " | ".join(strengths) + " |"
 
 
