@@ -22,12 +22,13 @@ import zoo  # noqa: E402
 from power_measures import (  # noqa: E402
     KINDS,
     Placed,
+    absent,
     members,
     planted,
     subject,
     weakest,
 )
-from power_page import PAGE, Results, page  # noqa: E402
+from power_page import PAGE, Results, page, reason_of  # noqa: E402
 from weak_bugs import BUGS  # noqa: E402
 
 TINY = ("llama/llama3", "gpt2")
@@ -58,6 +59,14 @@ def measure_planted(results: Results, arguments: argparse.Namespace) -> None:
         results.add("planted", name, *trial, **values)
 
 
+def measure_absent(results: Results, arguments: argparse.Namespace) -> None:
+    """Lists the bugs of the tests that a checkpoint has no place for."""
+    name = arguments.checkpoint.name
+    for bug in absent(arguments.checkpoint):
+        if results.lacks("absent", name, bug):
+            results.add("absent", name, bug, reason=reason_of(bug))
+
+
 def measure_zoo(results: Results, arguments: argparse.Namespace) -> None:
     """Compares correct models that resemble trained ones."""
     for member in members():
@@ -86,6 +95,7 @@ def measure_seeds(results: Results, arguments: argparse.Namespace) -> None:
 MEASURES = {
     "weakest": measure_weakest,
     "planted": measure_planted,
+    "absent": measure_absent,
     "zoo": measure_zoo,
     "seeds": measure_seeds,
     "page": lambda results, arguments: None,
@@ -100,7 +110,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=20)
     parser.add_argument("--mesh", nargs="+", type=_axis, default=[], metavar="AXIS=SIZE")
     arguments, results = parser.parse_args(), Results()
-    if arguments.measure in ("planted", "seeds") and arguments.checkpoint is None:
+    if arguments.measure in ("planted", "absent", "seeds") and arguments.checkpoint is None:
         parser.error(f"{arguments.measure} needs a checkpoint")
     try:
         MEASURES[arguments.measure](results, arguments)

@@ -13,16 +13,18 @@ from typing import Any
 import jax
 import numpy as np
 import zoo
+from mutants import MUTATIONS
 from mutants.trial import Pair, run, trials
 from weak_bugs import STRENGTHS, WeakBug
 
 from jaxllm.interop import load_pretrained
+from jaxllm.interop.loading.model_arrays import open_model_arrays
 from jaxllm.interop.parity import Report, compare
 from jaxllm.interop.parity.alignment.inputs import Inputs
 from jaxllm.interop.parity.both_sides import open_both
 from jaxllm.interop.parity.checkpoint import InputOptions
 from jaxllm.interop.parity.comparison import DRAWS_TO_DECIDE
-from jaxllm.interop.parity.levels.forward import judge, record_forward
+from jaxllm.interop.parity.levels.activations.forward import judge, record_forward
 from jaxllm.interop.parity.levels.sides import Comparison
 from jaxllm.interop.parity.levels.table import levels_of
 from jaxllm.interop.parity.recording.recording import Recording
@@ -101,6 +103,13 @@ def planted(
         outcome = run(trial, pair._replace(recordings={}) if has_own_inputs else pair)
         fields = ("is_caught", "is_right", "named")
         yield key, {field: getattr(outcome, field) for field in fields}
+
+
+def absent(folder: Path) -> list[str]:
+    """Returns the bugs of docs/mutations.md that have no place in a checkpoint."""
+    config = open_model_arrays(folder).config
+    applying = {mutation.name for mutation in MUTATIONS if mutation.applies(config)}
+    return list(dict.fromkeys(one.name for one in MUTATIONS if one.name not in applying))
 
 
 def members() -> list[zoo.ZooModel]:

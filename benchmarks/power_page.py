@@ -20,6 +20,29 @@ REASONS = {
 }
 
 
+# What a model lacks where a bug of docs/mutations.md cannot be planted.
+LACKING = {
+    "experts": (
+        *("experts' gate and up swapped, in the weights", "last expert dropped, in the weights"),
+        *("router softmax before top-k", "one expert more", "last expert dropped"),
+    ),
+    "biases of the attention's output": ("bias dropped, in the weights", "bias dropped"),
+    "a head of its own (it is tied to the embedding)": (
+        *("one logit off, in the weights", "head tied, in the config", "head tied"),
+    ),
+    "soft caps": ("logits uncapped, in the config", "scores uncapped"),
+    "scaling of RoPE": ("rope scaling missing",),
+    "heads of which a part is not rotated": ("partial rotary ignored",),
+    "sliding windows": ("window off by one",),
+    "chunks of attention": ("chunk mask off by one",),
+    "GELU": ("the other gelu",),
+    "layers without RoPE": ("NoPE off by one",),
+    "a scale of the embedding": ("embedding unscaled",),
+    "norms of queries and keys": ("qk norm missing",),
+    "a temperature of attention": ("temperature floor off by one",),
+}
+
+
 def read_results() -> dict[tuple[str, ...], Result]:
     """Returns all measurements by what was measured; of several, the last."""
     lines = RESULTS.read_text().splitlines() if RESULTS.is_file() else []
@@ -55,10 +78,13 @@ def page(known: dict[tuple[str, ...], Result]) -> str:
     alarms = [result for result in compared.values() if result["alarm"]]
     text = PAGE_TEXT.format(
         weakest="\n".join(_weakest_table(groups.get("weakest", {}))),
-        planted="\n".join(_planted_lines(groups.get("planted", {}))),
+        planted="\n".join(
+            _planted_lines(groups.get("planted", {}), groups.get("absent", {})),
+        ),
         seeds="\n".join(_seeds_table(groups.get("seeds", {}))),
         alarms=len(alarms),
         count=len(compared),
+        families=len({family for _, family, _ in compared}),
         kinds=", ".join(f"{kind} ({count})" for kind, count in sorted(kinds.items())),
     )
     return re.sub(r"\n{3,}", "\n\n", text).rstrip() + "\n"
@@ -69,11 +95,19 @@ def _weakest_table(found: dict[tuple[str, ...], Result]) -> Iterator[str]:
     yield "| bug | " + " | ".join(names) + " |"
     yield "|---|" + "---|" * len(names)
     for bug in dict.fromkeys(bug for bug, _ in found):
-        strengths = (found.get((bug, name), {"strength": ""})["strength"] for name in names)
+        unknown = {"strength": "not measured"}
+        strengths = (found.get((bug, name), unknown)["strength"] for name in names)
         yield f"| {bug} | " + " | ".join(strengths) + " |"
 
 
-def _planted_lines(found: dict[tuple[str, ...], Result]) -> Iterator[str]:
+def reason_of(bug: str) -> str:
+    """Returns what a model lacks in which a bug cannot be planted."""
+    return next((what for what, bugs in LACKING.items() if bug in bugs), "place for it")
+
+
+def _planted_lines(
+    found: dict[tuple[str, ...], Result], absent: dict[tuple[str, ...], Result]
+) -> Iterator[str]:
     for name in dict.fromkeys(name for name, *_ in found):
         own = {key[1:]: result for key, result in found.items() if key[0] == name}
         caught = sum(result["is_caught"] for result in own.values())
@@ -89,6 +123,21 @@ def _planted_lines(found: dict[tuple[str, ...], Result]) -> Iterator[str]:
                 named = f"named {result['named']}" if result["is_caught"] else "not caught"
                 reason = f": {REASONS[bug]}" if bug in REASONS else ""
                 yield f"- {bug} ({level}): {named}{reason}"
+        yield ""
+        yield from _absent_table(name, [bug for model, bug in absent if model == name])
+
+
+def _absent_table(name: str, bugs: list[str]) -> Iterator[str]:
+    if not bugs:
+        return
+    yield f"The other {len(bugs)} classes cannot be planted in {name}:"
+    yield ""
+    yield "| the model has no | classes of bugs |"
+    yield "|---|---|"
+    reasons: dict[str, list[str]] = {}
+    for bug in bugs:
+        reasons.setdefault(reason_of(bug), []).append(bug)
+    yield from (f"| {reason} | {'; '.join(own)} |" for reason, own in reasons.items())
 
 
 def _seeds_table(found: dict[tuple[str, ...], Result]) -> Iterator[str]:
@@ -136,8 +185,11 @@ bug without an entry does not apply. The tiny models are those of the tests, wit
 
 ## Correct models
 
-**False alarms: {alarms} over {count} correct models** that resemble trained ones: {kinds}. They
-are tiny, and were compared at the levels `layers` and `logits`, on one row of 128 random tokens.
+**False alarms: {alarms} over {count} correct models** that resemble trained ones, of {families}
+families: {kinds}.
+
+They are tiny, and were compared at the levels `layers` and `logits`, on one row of 128 random
+tokens.
 
 {seeds}
 """

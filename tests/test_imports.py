@@ -160,34 +160,35 @@ TABLE: dict[str, dict[str, set[str]]] = {
     },
     "jaxllm.interop.parity": {
         "numerics": set(),
+        "memory": set(),
         "progress": set(),
         "report": set(),
-        "alignment": {"numerics", "report"},
+        "alignment": {"memory", "numerics", "report"},
         "diagnosis": {"numerics"},
-        "execution": {"alignment", "numerics", "progress", "report"},
-        "recording": {"alignment", "execution", "numerics", "progress", "report"},
+        "execution": {"alignment", "memory", "numerics", "progress", "report"},
+        "recording": {"alignment", "execution", "memory", "numerics", "progress", "report"},
         "levels": {
-            *("alignment", "diagnosis", "execution", "numerics", "progress", "recording"),
-            "report",
+            *("alignment", "diagnosis", "execution", "memory", "numerics", "progress"),
+            *("recording", "report"),
         },
         "render": {"levels", "report"},  # the table of levels has their titles
         "rendered_report": {"render", "report"},
         "comparison": {
-            *("alignment", "execution", "levels", "numerics", "progress", "rendered_report"),
-            "report",
+            *("alignment", "execution", "levels", "memory", "numerics", "progress"),
+            *("rendered_report", "report"),
         },
         "against": {
             *("alignment", "comparison", "execution", "levels", "numerics", "progress"),
             *("rendered_report", "report"),
         },
-        "both_sides": {"alignment", "numerics"},
+        "both_sides": {"alignment", "memory", "numerics"},
         "checkpoint": {
-            *("alignment", "both_sides", "comparison", "levels", "numerics", "progress"),
-            "rendered_report",
+            *("alignment", "both_sides", "comparison", "levels", "memory", "numerics"),
+            *("progress", "rendered_report"),
         },
         "golden": {
             *("alignment", "both_sides", "checkpoint", "comparison", "execution", "levels"),
-            *("numerics", "progress", "recording", "rendered_report"),
+            *("memory", "numerics", "progress", "recording", "rendered_report"),
         },
     },
     "jaxllm.train": {

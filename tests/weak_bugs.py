@@ -1,13 +1,15 @@
 """Bugs with a strength, to find the weakest that parity notices."""
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from mutants.mutation import arrays_of, with_changed
+from flax import nnx
+from mutants.mutation import arrays_of, copy_of, with_changed
 
 from jaxllm.config import DecoderConfig, with_fields
 from jaxllm.interop.parity.alignment.overrides import attribute
@@ -15,6 +17,8 @@ from jaxllm.layers.mlp import MLP
 from jaxllm.models import build_abstract
 from jaxllm.models.decoder import Decoder
 from jaxllm.params import with_arrays
+
+NUM_FLIPPED = 8  # numbers of a matrix in which a bit is flipped
 
 # Strengths that are tried, from strong to weak.
 STRENGTHS = tuple(float(f"{digit}e-{decade}") for decade in range(1, 9) for digit in (3, 1))
@@ -74,6 +78,58 @@ def rounded_step(strength: float) -> Iterator[None]:
         yield
 
 
+def place_of(model: Decoder, where: str) -> int:
+    """Returns the index of the first, middle or last layer."""
+    count = model.config.num_layers
+    return {"first": 0, "middle": count // 2, "last": count - 1}[where]
+
+
+def in_layer(
+    where: str, bug: Callable[[str], Callable[[Decoder, float], Decoder]]
+) -> Callable[[Decoder, float], Decoder]:
+    """Returns a bug in one layer, which `bug` builds from the layer's path."""
+    return lambda model, strength: bug(f"layers.{place_of(model, where)}")(model, strength)
+
+
+def flipped_bits(name: str) -> Callable[[Decoder, float], Decoder]:
+    """Returns a function that flips one bit in a few numbers of a matrix, of about the strength."""
+
+    def weaken(model: Decoder, strength: float) -> Decoder:
+        numbers = np.array(arrays_of(model)[name])
+        bits = numbers.reshape(-1).view(np.uint32)
+        places = np.linspace(0, bits.size - 1, NUM_FLIPPED).astype(int)
+        bits[places] ^= np.uint32(1 << max(0, 23 + math.floor(math.log2(strength))))
+        return with_changed(model, {name: jnp.asarray(numbers)})
+
+    return weaken
+
+
+def rounded_output(path: str) -> Callable[[Decoder, float], Decoder]:
+    """Returns a function that rounds the output of one layer's MLP."""
+
+    def weaken(model: Decoder, strength: float) -> Decoder:
+        changed = copy_of(model)
+        modules = {".".join(map(str, at)): module for at, module in nnx.iter_modules(changed)}
+        original = type(modules[f"{path}.mlp"])
+
+        class Rounded(original):
+            def __call__(self, *args: object, **options: object) -> object:
+                return _rounded(super().__call__(*args, **options), strength)
+
+        modules[f"{path}.mlp"].__class__ = Rounded
+        return changed
+
+    return weaken
+
+
+def scaled_factor(model: Decoder, strength: float) -> Decoder:
+    """Multiplies the factor of RoPE scaling by one plus the strength."""
+    scaling = model.config.rope.scaling
+    other = dataclasses.replace(scaling, factor=scaling.factor * (1 + strength))
+    config = with_fields(model.config, {"rope.scaling": other})
+    return with_arrays(build_abstract(config), arrays_of(model))
+
+
 def _rounded(x: jax.Array, strength: float) -> jax.Array:
     """Rounds to as many bits as leave a relative error of at most `strength`."""
     mantissa, exponent = jnp.frexp(x)
@@ -97,4 +153,18 @@ BUGS = (
     WeakBug("one projection's weights", scaled_weights("layers.1.attn.o_proj.kernel")),
     WeakBug("low bits of one weight matrix", rounded_weights),
     WeakBug("precision of the MLPs' outputs", patch=rounded_step),
+    WeakBug(
+        "factor of RoPE scaling",
+        scaled_factor,
+        lambda config: getattr(config.rope.scaling, "factor", None) is not None,
+    ),
+    *(
+        WeakBug(f"{what}, {where} layer", in_layer(where, bug))
+        for what, bug in (
+            ("a norm's scale", lambda path: scaled_weights(f"{path}.mlp_norm.scale")),
+            ("a bit of 8 weights", lambda path: flipped_bits(f"{path}.attn.q_proj.kernel")),
+            ("precision of an MLP's output", rounded_output),
+        )
+        for where in ("first", "middle", "last")
+    ),
 )

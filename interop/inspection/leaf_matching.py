@@ -1,4 +1,4 @@
-"""Matching stored tensors to leaves: shapes say what is possible, names what is likely."""
+"""Matching stored tensors to leaves of any tree: shapes say what fits, names what is likely."""
 
 import itertools
 import math
@@ -15,7 +15,8 @@ from .layout_search import EPSILON, NUMBER
 from .name_similarity import words
 from .shape_layouts import Layout, Shape, stacked_layouts
 
-# Words of leaves that are often stored as one fused tensor, in this order; as in `matching.FUSED`.
+# Words of leaves that are often stored as one fused tensor, in this order; arrays of decoders have
+# those of `decoder_matching.FUSED`.
 FUSED = (("q", "k", "v"), ("k", "v"), ("gate", "up"))
 
 GAP = "\0"  # in place of each number in a name

@@ -18,8 +18,8 @@ from jaxllm.interop.loading.user_family import resolve_family
 from jaxllm.interop.rules.axis_ranges import Dims
 from jaxllm.interop.rules.pattern import Side
 
+from .decoder_matching import Matcher, Targets
 from .layout_search import Shape, Stored, choose_layout, is_flipped, make_rules
-from .matching import Matcher, Targets
 from .suggest_tree import shapes_of, suggest_tree
 from .suggestions import Suggested, Suggestions
 

@@ -26,7 +26,7 @@ from jaxllm.storage.paths import check_is_utf8
 
 from .alignment.overrides import environment, no_progress_bars
 from .alignment.plain_modules import load_plain
-from .numerics.array_store import ArrayStore, in_memory, parameters_on
+from .memory.array_store import ArrayStore, in_memory, parameters_on
 from .numerics.precision import FLOAT32
 
 

@@ -18,7 +18,7 @@ from .alignment.prompt import MIN_TOKENS, following_text, text_ids, tokenizer_of
 from .both_sides import open_both
 from .comparison import compare
 from .levels.table import LEVELS, levels_of, not_compared, select_levels
-from .numerics.array_store import in_memory, on_disk
+from .memory.array_store import in_memory, on_disk
 from .numerics.precision import FLOAT32, PRECISIONS
 from .progress import announce
 from .rendered_report import Report

@@ -37,8 +37,8 @@ from .levels.table import (
     stages_of,
 )
 from .levels.weights import shape_mismatches
-from .numerics.array_store import ArrayStore, in_memory
-from .numerics.malloc import keeping_freed_memory, return_scarce_memory
+from .memory.array_store import ArrayStore, in_memory
+from .memory.malloc import keeping_freed_memory, return_scarce_memory
 from .numerics.precision import FLOAT32, PRECISIONS, computed_in, dtype_name
 from .progress import expecting
 from .rendered_report import Report

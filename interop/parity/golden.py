@@ -36,7 +36,7 @@ from .levels.table import (
     stages_of,
 )
 from .levels.weights import WEIGHTS, check_weights
-from .numerics.malloc import keeping_freed_memory, return_scarce_memory
+from .memory.malloc import keeping_freed_memory, return_scarce_memory
 from .progress import announce, expecting
 from .recording.pack import read_pack, write_pack
 from .recording.sample import Sample, spread_positions

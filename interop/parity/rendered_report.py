@@ -11,7 +11,7 @@ from .render import html, terminal
 from .report import report
 
 
-class Report(report.Report):
+class Report(report.ReportData):
     """The verdicts of a comparison and the figures behind them.
 
     `print(report.ok)` says whether parity holds, `rich.print(report.table())` shows the report on

@@ -77,7 +77,7 @@ _MOVED = {
         prompt = alignment.prompt
         recipe = execution.recipe
         rows = report.rows
-        shelf = numerics.array_store
+        shelf = memory.array_store
     """,
     "jaxllm.train": """
         batches = data.batches

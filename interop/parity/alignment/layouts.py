@@ -7,7 +7,7 @@ from hashlib import sha256
 import numpy as np
 
 from jaxllm.errors import UserError
-from jaxllm.interop.parity.numerics.array_store import ArrayStore, in_memory
+from jaxllm.interop.parity.memory.array_store import ArrayStore, in_memory
 from jaxllm.interop.parity.numerics.attention_scores import SCORES, seen_only
 from jaxllm.interop.rules.binding import leading_index
 from jaxllm.interop.rules.transfer import Transfer

@@ -16,7 +16,7 @@ from jaxllm.interop.loading.checkpoint import open_checkpoint
 from jaxllm.interop.loading.diagnostics import reason_to_ignore
 from jaxllm.interop.loading.plan import analyze_checkpoint
 from jaxllm.interop.loading.user_family import resolve_family
-from jaxllm.interop.parity.numerics.array_store import ArrayStore, in_memory, parameters_on
+from jaxllm.interop.parity.memory.array_store import ArrayStore, in_memory, parameters_on
 from jaxllm.models import Model
 
 from .adapters import FAMILY_ATTRIBUTE

@@ -11,7 +11,7 @@ import numpy as np
 from jaxllm.interop.parity.alignment.adapters import Recorder, adapter_of, outputs_of
 from jaxllm.interop.parity.alignment.calls import of_call
 from jaxllm.interop.parity.alignment.inputs import Inputs
-from jaxllm.interop.parity.numerics.array_store import ArrayStore, in_memory
+from jaxllm.interop.parity.memory.array_store import ArrayStore, in_memory
 from jaxllm.interop.parity.numerics.attention_scores import PROBS, SCORES
 from jaxllm.interop.parity.report.activation_rows import LOGITS
 

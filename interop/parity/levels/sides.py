@@ -15,7 +15,7 @@ from jaxllm.interop.parity.alignment.parameter_names import Imported, table_of
 from jaxllm.interop.parity.alignment.peft_models import Factors, by_base_name, is_adapted
 from jaxllm.interop.parity.execution.recipe import Recipe
 from jaxllm.interop.parity.execution.simulated_rounding import DRAWS
-from jaxllm.interop.parity.numerics.array_store import ArrayStore, in_memory
+from jaxllm.interop.parity.memory.array_store import ArrayStore, in_memory
 from jaxllm.interop.parity.recording.sample import Sample
 from jaxllm.interop.rules.rule import BoundRule
 from jaxllm.models import Model, with_scanned_layers

@@ -10,8 +10,8 @@ from jaxllm.interop.parity.alignment.inputs import output_config
 from jaxllm.interop.parity.numerics.precision import FLOAT32
 from jaxllm.models import Model
 
+from .activations.stage import FORWARD
 from .config import CONFIG
-from .forward import FORWARD
 from .generation import GENERATION
 from .level import Level, Stage
 from .training import TRAINING

@@ -24,7 +24,7 @@ from jaxllm.interop.parity.execution.torch_train import (
     perturbed_weights,
     train_reference,
 )
-from jaxllm.interop.parity.numerics.malloc import return_scarce_memory
+from jaxllm.interop.parity.memory.malloc import return_scarce_memory
 from jaxllm.interop.parity.progress import announce
 from jaxllm.interop.parity.recording.plain import plain
 from jaxllm.interop.parity.recording.recording import Recording
@@ -32,8 +32,8 @@ from jaxllm.interop.parity.recording.sample import elements
 from jaxllm.interop.parity.report.rows import NATS
 from jaxllm.params import named_parameters
 
+from .activations.routers import has_tie, record_routers
 from .level import Stage
-from .routers import has_tie, record_routers
 from .sides import Comparison, JaxSide
 from .training_errors import RunErrors, Truth, errors_of, truth_of
 

@@ -1,1 +1,1 @@
-"""Error metrics, tolerances, and stores for arrays in memory or on disk."""
+"""Error metrics, precisions, and conventions of attention scores."""

@@ -21,7 +21,7 @@ from jaxllm.interop.parity.execution.torch_trace import (
     float32_difference,
     trace_reference,
 )
-from jaxllm.interop.parity.numerics.array_store import ArrayStore, in_memory
+from jaxllm.interop.parity.memory.array_store import ArrayStore, in_memory
 from jaxllm.interop.parity.numerics.attention_scores import SCORES
 from jaxllm.interop.parity.numerics.precision import FLOAT32, Precision, computed_in, dtype_name
 from jaxllm.interop.parity.progress import announce

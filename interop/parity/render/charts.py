@@ -17,7 +17,7 @@ from jaxllm.charts import (
     to_svg,
 )
 from jaxllm.interop.parity.report.activation_rows import TapResult
-from jaxllm.interop.parity.report.report import Report
+from jaxllm.interop.parity.report.report import ReportData
 from jaxllm.interop.parity.report.rows import LossResult
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ HEIGHT = 2.6  # inches
 LABEL_ROOM = 104  # characters that fit below the axes of a whole chart
 
 
-def profile_chart(report: Report) -> str:
+def profile_chart(report: ReportData) -> str:
     """Draws distances from float64 for every activation in execution order.
 
     They are those of the model, of the reference, of its simulated rounding, and the threshold.
@@ -53,7 +53,7 @@ def profile_chart(report: Report) -> str:
     return to_svg(figure)
 
 
-def position_chart(report: Report) -> str:
+def position_chart(report: ReportData) -> str:
     """Draws the error and the KL divergence of the logits by range of positions."""
     figure, [left, right] = new_chart(HEIGHT, columns=2)
     errors = [bucket.relative_l2 for bucket in report.buckets]

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from jaxllm.interop.parity.report.activation_rows import Error, TapResult
-from jaxllm.interop.parity.report.report import Report
+from jaxllm.interop.parity.report.report import ReportData
 
 from .outline import outline
 from .sentences import number
@@ -58,7 +58,7 @@ class HeatMap:
         return len(self.columns) <= MAX_NUMBERED
 
 
-def heat_map(report: Report) -> HeatMap:
+def heat_map(report: ReportData) -> HeatMap:
     """Arranges the activations of a report by layer and by name in the layer."""
     parts, first = outline(report.taps), report.first_divergence
     activations = parts.activations or ("output",)

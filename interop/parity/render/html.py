@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
 from jaxllm.interop.parity.levels.table import LEVELS
-from jaxllm.interop.parity.report.report import Report
+from jaxllm.interop.parity.report.report import ReportData
 from jaxllm.interop.parity.report.rows import LossResult
 
 from . import charts, details
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from jinja2 import Template
 
 
-def render(report: Report) -> str:
+def render(report: ReportData) -> str:
     """Renders the whole report as HTML."""
     has_layers = "layers" in report.verdicts and "layers" not in report.unjudged
     return _template().render(
@@ -69,7 +69,7 @@ class Section(NamedTuple):
     chart: str | None  # SVG
 
 
-def _sections(report: Report) -> Iterator[Section]:
+def _sections(report: ReportData) -> Iterator[Section]:
     """Yields the sections of the levels that have something to show."""
     for level, rows in report.rows.items():
         table = details.level_table(rows)
@@ -79,7 +79,7 @@ def _sections(report: Report) -> Iterator[Section]:
             yield Section(LEVELS[level].title, LEVELS[level].caption, table, chart)
 
 
-def _explanation(report: Report) -> tuple[str, str, str]:
+def _explanation(report: ReportData) -> tuple[str, str, str]:
     """Returns the verdict in a sentence, split around the name of the first divergence."""
     first, sentence = report.first_divergence, explanation(report)
     return sentence.partition(place(first)) if first else (sentence, "", "")

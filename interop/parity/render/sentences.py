@@ -8,7 +8,7 @@ from jaxllm.interop.loading.name_folding import fold
 from jaxllm.interop.parity.levels.table import LEVELS
 from jaxllm.interop.parity.report.activation_rows import TapResult, first_wrong
 from jaxllm.interop.parity.report.judged import Judged
-from jaxllm.interop.parity.report.report import Report
+from jaxllm.interop.parity.report.report import ReportData
 from jaxllm.interop.parity.report.rows import (
     FieldResult,
     OutputResult,
@@ -27,12 +27,13 @@ def mark(ok: bool) -> str:
     return "✓" if ok else "✗"
 
 
-def headline(report: Report) -> str:
-    """Returns the verdict as a headline, with the number of rows that cannot tell."""
+def headline(report: ReportData) -> str:
+    """Returns the verdict as a headline, with what cannot tell: rows, and unseen windows."""
     holds, broken = report.headlines
     if not report.ok:
         return broken
-    return f"{holds}; {counted(unclear)} cannot tell" if (unclear := report.unclear) else holds
+    open_ = [*([counted(report.unclear)] if report.unclear else []), *report.unseen]
+    return f"{holds}; {' and '.join(open_)} cannot tell" if open_ else holds
 
 
 def counted(rows: Sequence[Judged]) -> str:
@@ -40,7 +41,7 @@ def counted(rows: Sequence[Judged]) -> str:
     return "1 row" if len(rows) == 1 else f"{len(rows)} rows"
 
 
-def explanation(report: Report) -> str:
+def explanation(report: ReportData) -> str:
     """Returns a sentence on the first divergence or else on the error closest to failing."""
     if first := report.first_divergence:
         return f"{name(first)} {describe_failure(first)}."
@@ -55,7 +56,7 @@ def explanation(report: Report) -> str:
     )
 
 
-def hint(report: Report) -> str:
+def hint(report: ReportData) -> str:
     """Returns the likely cause of the first divergence or first wrong activation, or ""."""
     first, wrong = report.first_divergence, first_wrong(report.taps)
     if first is None:
@@ -65,22 +66,27 @@ def hint(report: Report) -> str:
     return f"At {wrong.path}: {wrong.hint}." if wrong is not None and wrong.hint else ""
 
 
-def notes(report: Report) -> list[str]:
+def notes(report: ReportData) -> list[str]:
     """Returns the sentences on what else matters for the verdict, those that apply."""
     sentences = (
         *(nan_note(report), flips_note(report), unclear_note(report), texts_note(report)),
-        *(
-            unjudged_note(report),
-            levels_note(report),
-            left_out_note(report),
-            later_note(report),
-            empty_note(report),
-        ),
+        *(unseen_note(report), unjudged_note(report), levels_note(report)),
+        *(left_out_note(report), later_note(report), empty_note(report)),
     )
     return [*report.notes, *filter(None, sentences)]
 
 
-def levels_note(report: Report) -> str:
+def unseen_note(report: ReportData) -> str:
+    """Returns a sentence on the windows that the inputs were too short to show, or ""."""
+    if not report.unseen:
+        return ""
+    return (
+        f"Cannot tell: {' and '.join(report.unseen)} would show only in inputs of more than these "
+        f"{report.length} tokens; a wrong one passes."
+    )
+
+
+def levels_note(report: ReportData) -> str:
     """Returns a sentence that names the levels that were not compared, and why, or ""."""
     by_reason: dict[str, list[str]] = {}
     for level, reason in report.not_compared.items():
@@ -89,13 +95,13 @@ def levels_note(report: Report) -> str:
     return f"Levels not compared: {told}." if told else ""
 
 
-def later_note(report: Report) -> str:
+def later_note(report: ReportData) -> str:
     """Returns a sentence on the batches of later training steps, or ""."""
     later = report.later_batches
     return f"Training steps after the first are on {later}." if later else ""
 
 
-def left_out_note(report: Report) -> str:
+def left_out_note(report: ReportData) -> str:
     """Returns a sentence that names the activations that could not be compared, or ""."""
     if not report.left_out:
         return ""
@@ -106,19 +112,19 @@ def left_out_note(report: Report) -> str:
     )
 
 
-def unjudged_note(report: Report) -> str:
+def unjudged_note(report: ReportData) -> str:
     """Returns a sentence on the levels that could not be compared, or ""."""
     levels = ", ".join(report.unjudged)
     return f"The sizes differ, so these levels were not compared: {levels}." if levels else ""
 
 
-def empty_note(report: Report) -> str:
+def empty_note(report: ReportData) -> str:
     """Returns a sentence on the levels at which there was nothing to compare, or ""."""
     empty = [one for one in report.verdicts if not report.rows[one] and one not in report.unjudged]
     return f"Nothing could be compared at: {', '.join(empty)}." if empty else ""
 
 
-def unclear_note(report: Report) -> str:
+def unclear_note(report: ReportData) -> str:
     """Returns sentences on the rows in which a mistake worth knowing may hide, or ""."""
     arrays = [row for row in report.unclear if not isinstance(row, TextResult)]
     wide = [row for row in arrays if row.highest_threshold > row.useful]
@@ -127,7 +133,7 @@ def unclear_note(report: Report) -> str:
     return " ".join(filter(None, found))
 
 
-def _suspect_note(report: Report) -> str:
+def _suspect_note(report: ReportData) -> str:
     """Returns sentences on the rows that more draws of rounding errors would decide, or ""."""
     suspects = [row for row in report.unclear if row.is_suspect]
     if not suspects:
@@ -163,7 +169,7 @@ def _few_note(few: Sequence[Judged]) -> str:
     )
 
 
-def texts_note(report: Report) -> str:
+def texts_note(report: ReportData) -> str:
     """Returns a sentence on the texts of which the rest is unknown, or ""."""
     texts = [row for row in report.unclear if isinstance(row, TextResult)]
     if not texts:
@@ -174,7 +180,7 @@ def texts_note(report: Report) -> str:
     )
 
 
-def _direction_note(report: Report) -> str:
+def _direction_note(report: ReportData) -> str:
     """Returns a sentence on the rows that are judged outside of one direction, or ""."""
     wide = [
         row
@@ -190,7 +196,7 @@ def _direction_note(report: Report) -> str:
     )
 
 
-def nan_note(report: Report) -> str:
+def nan_note(report: ReportData) -> str:
     """Returns a sentence that names the parameters with values that are not numbers, or ""."""
     found = [row for row in report.weights if row.num_nan]
     if not found:
@@ -200,7 +206,7 @@ def nan_note(report: Report) -> str:
     return f"The model has weights that are NaN: {names}{more}."
 
 
-def flips_note(report: Report) -> str:
+def flips_note(report: ReportData) -> str:
     """Returns sentences on routers that select different experts, or "".
 
     After such a router, errors are no longer rounding errors.
@@ -281,7 +287,7 @@ def _describe_outputs(row: OutputResult) -> str:
     )
 
 
-def compared(level: str, report: Report) -> str:
+def compared(level: str, report: ReportData) -> str:
     """Returns how much a level compared, and how much of that differs."""
     rows, noun = report.rows[level], LEVELS[level].noun
     if level in report.unjudged or not rows:
@@ -291,7 +297,7 @@ def compared(level: str, report: Report) -> str:
     return f"{found}, {unclear} cannot tell" if unclear else found
 
 
-def _count(rows: Sequence[Judged], noun: str, report: Report) -> str:
+def _count(rows: Sequence[Judged], noun: str, report: ReportData) -> str:
     if any(isinstance(row, WeightResult) for row in rows):
         tensors = {name for row in rows for name in row.stored}
         if any(row.differing_bits is None for row in rows):

@@ -4,14 +4,14 @@ from collections.abc import Iterator
 
 from jaxllm.interop.parity.report.activation_rows import TapResult
 from jaxllm.interop.parity.report.judged import Judged
-from jaxllm.interop.parity.report.report import Bucket, LogitsResult, Report
+from jaxllm.interop.parity.report.report import Bucket, LogitsResult, ReportData
 
 from .outline import outline
 from .sentences import compared, mark, name, number, worst_row
 from .table import Row, Table
 
 
-def levels_table(report: Report) -> Table:
+def levels_table(report: ReportData) -> Table:
     """Tabulates the levels, each with its first failure or else its row closest to failing."""
     columns = ("level", "compared", "first failure, else closest to its threshold")
     rows = []
@@ -33,7 +33,7 @@ def _decisive(rows: tuple[Judged, ...]) -> tuple[str, ...]:
     return name(worst), *map(number, (worst.measured, worst.floor, worst.threshold))
 
 
-def layers_table(report: Report) -> Table:
+def layers_table(report: ReportData) -> Table:
     """Tabulates the layers, each by its first failing activation or the one closest to failing."""
     columns = ("activation", "error", "own error", "noise floor", "threshold", "error / threshold")
     table = Table(columns, tuple(map(_activation_row, _decisive_activations(report))))
@@ -41,7 +41,7 @@ def layers_table(report: Report) -> Table:
     return table if is_measured else table.without("own error")
 
 
-def _decisive_activations(report: Report) -> Iterator[TapResult]:
+def _decisive_activations(report: ReportData) -> Iterator[TapResult]:
     parts = outline(report.taps)
     yield from parts.before
     for taps in parts.layers.values():
@@ -56,7 +56,7 @@ def _activation_row(tap: TapResult) -> Row:
     return Row((tap.path, *cells, ratio), tap.ok)
 
 
-def positions_table(report: Report, logits: LogitsResult) -> Table:
+def positions_table(report: ReportData, logits: LogitsResult) -> Table:
     """Tabulates the logits' errors for each range of positions, and for all positions."""
     columns = ("positions", "tokens", "relative L2", "mean KL", "largest KL", "same top-1")
     ranges: list[tuple[str, int, Bucket | LogitsResult]] = [

@@ -8,7 +8,7 @@ from rich.panel import Panel
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from jaxllm.interop.parity.report.report import Report
+from jaxllm.interop.parity.report.report import ReportData
 from jaxllm.untrusted.printable import literal, printable
 
 from .sentences import explanation, headline, hint, mark, notes
@@ -30,7 +30,7 @@ class _Layers(NamedTuple):
         yield _draw(shown, "Relative L2 error of each layer's worst activation")
 
 
-def render(report: Report) -> RenderableType:
+def render(report: ReportData) -> RenderableType:
     """Renders the whole report, 80 columns wide if there is room; 60 are enough."""
     parts: list[RenderableType] = [_verdict(report), _draw(_narrow(levels_table(report)))]
     if "layers" in report.verdicts and "layers" not in report.unjudged:
@@ -40,7 +40,7 @@ def render(report: Report) -> RenderableType:
     return Group(*parts)
 
 
-def _verdict(report: Report) -> Panel:
+def _verdict(report: ReportData) -> Panel:
     levels = "   ".join(
         f"{mark(held)}\N{NO-BREAK SPACE}{level}" for level, held in report.verdicts.items()
     )

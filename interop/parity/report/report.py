@@ -61,7 +61,7 @@ class Bucket:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Report:
+class ReportData:
     """The verdicts of a comparison and the figures behind them, as plain data."""
 
     subject: str  # name of what was compared
@@ -74,6 +74,7 @@ class Report:
     unjudged: tuple[str, ...] = ()  # levels that could not be compared, because sizes differ
     # The other levels, with the reason why they were not compared.
     not_compared: dict[str, str] = dataclasses.field(default_factory=dict)
+    unseen: tuple[str, ...] = ()  # windows of attention that no input was long enough to show
     left_out: tuple[str, ...] = ()  # activations, or calls, that could not be compared
     batch_size: int
     length: int  # of each row, padding included

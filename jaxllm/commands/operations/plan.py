@@ -100,25 +100,25 @@ def _config_file(given: str, devices: int) -> Iterator[str]:
     The run of a model takes one sequence for each device, of at most 4,096 tokens, in bfloat16
     with full rematerialization, and its parameters are split over all devices.
     """
-    place = Path(given)
-    if not (place.is_dir() or given.startswith("hf://")):
-        yield given
-        return
-    if (place / "config.yaml").is_file():
-        yield str(place / "config.yaml")
-        return
     from jaxllm.config import to_dict
     from jaxllm.hub import local_path
+    from jaxllm.storage.download import download_small
+    from jaxllm.storage.paths import is_remote
+
+    place = download_small(given) if is_remote(given) else Path(given)
+    own = place / "config.yaml"
+    if own.is_file() or not (place.is_dir() or given.startswith("hf://")):
+        yield str(own if own.is_file() else place)
+        return
     from jaxllm.interop.loading.checkpoint import read_model_config
 
-    folder = local_path(given)
-    model = read_model_config(folder)
+    folder = local_path(given) if given.startswith("hf://") else place
+    longest = min(getattr(model := read_model_config(folder), "max_len", 4096), 4096)
     run = {
         **{"output": f"runs/{folder.name}", "steps": 1000, "batch_size": devices},
-        **{"seq_len": min(getattr(model, "max_len", 4096), 4096), "mesh": {"fsdp": devices}},
-        **{"dtype": "bfloat16", "remat": "full", "model": to_dict(model)},
+        **{"seq_len": longest, "mesh": {"fsdp": devices}, "dtype": "bfloat16", "remat": "full"},
     }
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch, f"{folder.name}.yaml")
-        path.write_text(json.dumps(run))  # JSON is YAML
+        path.write_text(json.dumps(run | {"model": to_dict(model)}))  # JSON is YAML
         yield str(path)

@@ -10,7 +10,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 from jaxllm.interop import load_pretrained
 from jaxllm.interop.parity import compare
-from jaxllm.interop.parity.checkpoint import InputOptions, open_both
+from jaxllm.interop.parity.both_sides import open_both
+from jaxllm.interop.parity.checkpoint import InputOptions
 from jaxllm.interop.parity.execution import jax_train
 from jaxllm.interop.parity.execution.recipe import Recipe, TrainingRecord
 from jaxllm.interop.parity.levels.sides import Comparison

@@ -7,7 +7,7 @@ import torch
 from broken_models import changed
 
 from jaxllm.interop.parity import compare
-from jaxllm.interop.parity.checkpoint import open_both
+from jaxllm.interop.parity.both_sides import open_both
 from jaxllm.interop.parity.levels.sides import Comparison, JaxSide
 from jaxllm.interop.parity.levels.weights import (
     check_weights,

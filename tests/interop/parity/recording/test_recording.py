@@ -9,7 +9,7 @@ from tiny import random_model
 
 from jaxllm.interop.parity.alignment.inputs import Inputs
 from jaxllm.interop.parity.alignment.layouts import Alignment
-from jaxllm.interop.parity.levels.forward import record_forward
+from jaxllm.interop.parity.levels.activations.forward import record_forward
 from jaxllm.interop.parity.levels.sides import Comparison
 from jaxllm.interop.parity.recording.recording import Recording, record
 from jaxllm.interop.parity.recording.sample import Sample

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from memory_store import memory_store
 
 from jaxllm.cli import main
 
@@ -39,7 +40,7 @@ def test_plan_applies_overrides(capsys):
     assert tokens[1] == 2 * tokens[0]
 
 
-def test_plan_on_devices_that_are_not_there(tmp_path, capsys):
+def test_plan_on_devices_that_are_not_there(tmp_path, monkeypatch, capsys):
     """By the analytic model: for a config, and for a folder with nothing but a config.json."""
     config = str(ROOT / "configs" / "tiny.yaml")
     devices = ["--analytic", "--topology", "v5p:2x2x2"]
@@ -54,6 +55,15 @@ def test_plan_on_devices_that_are_not_there(tmp_path, capsys):
     assert main(["plan", str(tmp_path), *devices, "--json", "--steps", "7"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert (found["mesh"]["fsdp"], found["tokens"]) == (8, 7 * 8 * 128)
+    monkeypatch.setenv("JAXLLM_CACHE", str(tmp_path / "cache"))
+    with memory_store() as store:
+        store.pipe("gs://bucket/model/config.json", json.dumps(fields).encode())
+        store.pipe("gs://bucket/model/model.safetensors", b"is not read")
+        store.pipe("s3://bucket/run.yaml", Path(config).read_bytes())
+        assert main(["plan", "gs://bucket/model", *devices, "--json", "--steps", "7"]) == 0
+        assert json.loads(capsys.readouterr().out) == found
+        assert main(["plan", "s3://bucket/run.yaml", *devices, "--mesh.fsdp", "8"]) == 0
+        assert "v5p:2x2x2, fsdp 8, by the analytic model: fits" in capsys.readouterr().out
     del fields["hidden_size"]
     (tmp_path / "config.json").write_text(json.dumps(fields))
     assert main(["plan", str(tmp_path), *devices]) == 1

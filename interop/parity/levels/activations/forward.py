@@ -17,8 +17,9 @@ from jaxllm.interop.parity.diagnosis.hints import hint_of, hint_of_sample
 from jaxllm.interop.parity.execution.distances import ELEMENT_FACTOR, Arrays
 from jaxllm.interop.parity.execution.jax_parameters import LazyWeights
 from jaxllm.interop.parity.execution.jax_trace import trace_free_and_forced, trace_model
+from jaxllm.interop.parity.levels.sides import Comparison
+from jaxllm.interop.parity.memory.array_store import ArrayStore, in_memory
 from jaxllm.interop.parity.numerics import metrics
-from jaxllm.interop.parity.numerics.array_store import ArrayStore, in_memory
 from jaxllm.interop.parity.numerics.precision import FLOAT32
 from jaxllm.interop.parity.progress import announce
 from jaxllm.interop.parity.recording.recording import Recording, record
@@ -35,9 +36,7 @@ from jaxllm.interop.parity.report.report import Bucket, LogitsResult
 from jaxllm.models import Model
 from jaxllm.numerics.distance import relative
 
-from .level import Stage
 from .routers import router_flips, router_paths, router_taps
-from .sides import Comparison
 
 
 @dataclasses.dataclass(frozen=True)
@@ -275,15 +274,3 @@ def _buckets(
             kl_max=float(kl.max()),
             top1_agreement=float(metrics.top1_agrees(ours, theirs).mean()),
         )
-
-
-FORWARD = Stage(
-    name="forward",
-    compare=lambda comparison: judge(
-        record_forward(comparison), comparison.unstacked, comparison.levels, comparison.store
-    ),
-    record=lambda comparison: record_forward(comparison).to_pack(),
-    check=lambda recorded, ours: judge(Recording.from_pack(recorded), ours.unstacked, ours.levels),
-    details=lambda forward: forward.details,
-    runs=lambda levels, draws: 3 + draws + ("layers" in levels) * (1 + draws),
-)

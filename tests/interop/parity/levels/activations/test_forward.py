@@ -8,7 +8,8 @@ import pytest
 from broken_models import changed
 
 from jaxllm.interop.parity.alignment.inputs import Inputs
-from jaxllm.interop.parity.levels.forward import FORWARD, judge, record_forward
+from jaxllm.interop.parity.levels.activations.forward import judge, record_forward
+from jaxllm.interop.parity.levels.activations.stage import FORWARD
 from jaxllm.interop.parity.levels.sides import Comparison, JaxSide
 from jaxllm.interop.parity.recording.sample import Sample
 from jaxllm.interop.parity.report.activation_rows import LOGITS

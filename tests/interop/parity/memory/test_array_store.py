@@ -19,7 +19,7 @@ from benchmarks.large_llama import save_large_llama
 from jaxllm.cli import main
 from jaxllm.interop.loading.lazy_model import open_pretrained
 from jaxllm.interop.parity import check_checkpoint, compare
-from jaxllm.interop.parity.numerics.array_store import SEGMENT, on_disk, parameters_on
+from jaxllm.interop.parity.memory.array_store import SEGMENT, on_disk, parameters_on
 
 FORWARD = ("weights", "config", "logits", "layers")
 

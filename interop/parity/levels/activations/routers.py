@@ -12,13 +12,12 @@ from jaxllm.interop.parity.alignment.layouts import Alignment
 from jaxllm.interop.parity.alignment.router_flips import ROUTER, flips
 from jaxllm.interop.parity.execution.distances import ELEMENT_FACTOR
 from jaxllm.interop.parity.execution.jax_trace import trace_model
+from jaxllm.interop.parity.levels.sides import Comparison
 from jaxllm.interop.parity.recording.recording import Recording, record
 from jaxllm.interop.parity.report.activation_rows import RouterFlips
 from jaxllm.layers.experts.routing import choice_scores
 from jaxllm.models import Model
 from jaxllm.params import named_parameters
-
-from .sides import Comparison
 
 # The largest change of a token's scores if its logits change by 1.
 SLOPES = {"sigmoid": 0.25, "softmax": 0.5}

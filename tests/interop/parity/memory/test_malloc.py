@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from jaxllm.interop.parity.numerics import malloc
-from jaxllm.interop.parity.numerics.malloc import map_large_arrays, return_freed_memory
+from jaxllm.interop.parity.memory import malloc
+from jaxllm.interop.parity.memory.malloc import map_large_arrays, return_freed_memory
 
 # Frees every other one of many arrays: by default their memory is kept, since it is fragmented.
 PROGRAM = """
 import sys
 import numpy as np
-from jaxllm.interop.parity.numerics.malloc import map_large_arrays, return_freed_memory
+from jaxllm.interop.parity.memory.malloc import map_large_arrays, return_freed_memory
 
 def resident():
     return int(open("/proc/self/statm").read().split()[1])
@@ -35,7 +35,7 @@ KEEPING = """
 import resource, sys
 from contextlib import nullcontext
 import numpy as np
-from jaxllm.interop.parity.numerics.malloc import keeping_freed_memory, map_large_arrays
+from jaxllm.interop.parity.memory.malloc import keeping_freed_memory, map_large_arrays
 
 def faults():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt

@@ -1,4 +1,4 @@
-"""Matching stored tensors to model arrays: shapes decide what is possible, names what is likely."""
+"""Matching stored tensors to arrays of a decoder: shapes say what fits, names what is likely."""
 
 import dataclasses
 import math

@@ -8,7 +8,7 @@ from hf_cases import CASES, tokens_of
 
 from jaxllm.interop import load_pretrained
 from jaxllm.interop.parity.alignment.inputs import Inputs
-from jaxllm.interop.parity.levels.routers import (
+from jaxllm.interop.parity.levels.activations.routers import (
     has_tie,
     record_routers,
     router_flips,

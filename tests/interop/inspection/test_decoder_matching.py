@@ -8,7 +8,7 @@ from tiny import TINY
 from jaxllm.config import PositionConfig, RelativeBuckets
 from jaxllm.interop.families import Layout, RuleTable
 from jaxllm.interop.families.huggingface.pre_norm.llama import LLAMA
-from jaxllm.interop.inspection.matching import Matcher
+from jaxllm.interop.inspection.decoder_matching import Matcher
 
 D, N, K, H, F = TINY.embed_dim, TINY.num_heads, TINY.num_kv_heads, TINY.head_dim, TINY.mlp_dim
 

@@ -1,0 +1,1 @@
+"""Levels of activations and logits: a forward pass of both sides, and what its inputs show."""
