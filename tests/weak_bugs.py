@@ -12,7 +12,7 @@ from flax import nnx
 from mutants.mutation import arrays_of, copy_of, with_changed
 
 from jaxllm.config import DecoderConfig, with_fields
-from jaxllm.interop.parity.alignment.overrides import attribute
+from jaxllm.interop.parity.alignment.references.overrides import attribute
 from jaxllm.layers.mlp import MLP
 from jaxllm.models import build_abstract
 from jaxllm.models.decoder import Decoder

@@ -24,8 +24,8 @@ from jaxllm.interop.reference.transformers_models import require_torch
 from jaxllm.models import Model
 from jaxllm.storage.paths import check_is_utf8
 
-from .alignment.overrides import environment, no_progress_bars
 from .alignment.plain_modules import load_plain
+from .alignment.references.overrides import environment, no_progress_bars
 from .memory.array_store import ArrayStore, in_memory, parameters_on
 from .numerics.precision import FLOAT32
 

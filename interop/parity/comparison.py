@@ -20,8 +20,8 @@ from jaxllm.numerics.significance import FALSE_ALARMS
 from .alignment.adapters import adapter_of
 from .alignment.function_model import FunctionModel, JaxFunction
 from .alignment.inputs import Inputs, output_config
-from .alignment.peft_models import opened
 from .alignment.plain_modules import with_rules
+from .alignment.references.peft_models import opened
 from .execution.jax_trace import PRECISION
 from .execution.recipe import Recipe
 from .execution.simulated_rounding import DRAWS

@@ -83,11 +83,7 @@ def record_checkpoint(
     """
     path, given = local_path(path), InputOptions(**prompt)
     select_levels(levels, list(LEVELS))  # before the model is loaded; not all exist for each model
-    if is_adapter(path):
-        raise UserError(
-            f"{path} is an adapter, of which nothing is recorded: compare it with `jaxllm parity`, "
-            "or record it merged (`jaxllm convert --merge`)"
-        )
+    _check_is_whole(path)
     announce("loading both sides")
     reference, model = open_both(path, rules, strict=strict, allow=allow)
     inputs = given.inputs(path, reference, model).with_labels(model)
@@ -113,6 +109,15 @@ def record_checkpoint(
             data[stage.name] = stage.record(comparison)
             return_scarce_memory()
     return write_pack(data, Path(pack))
+
+
+def _check_is_whole(path: Path) -> None:
+    """Raises UserError for an adapter."""
+    if is_adapter(path):
+        raise UserError(
+            f"{path} is an adapter, of which nothing is recorded: compare it with `jaxllm parity`, "
+            "or record it merged (`jaxllm convert --merge`)"
+        )
 
 
 def check_pack(

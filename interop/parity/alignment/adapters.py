@@ -9,9 +9,9 @@ from jaxllm.interop.families import FAMILIES, Family, variant_of
 from jaxllm.interop.families.common.fields import Json
 
 from .inputs import Inputs
-from .overrides import attribute
-from .peft_models import state_of
-from .recurrences import record_delta_rules
+from .references.overrides import attribute
+from .references.peft_models import state_of
+from .references.recurrences import record_delta_rules
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -27,7 +27,7 @@ from jaxllm.models import Output
 from jaxllm.params import named_parameters
 
 from .adapters import FAMILY_ATTRIBUTE
-from .overrides import attribute
+from .references.overrides import attribute
 from .user_taps import taps_to
 
 # Axes of activations that no weight has.

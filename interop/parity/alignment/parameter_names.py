@@ -16,7 +16,7 @@ from jaxllm.models import Model
 
 from .adapters import adapter_of
 from .function_model import FunctionModel
-from .peft_models import state_of
+from .references.peft_models import state_of
 
 DECAYED = ("kernel", "embedding")
 

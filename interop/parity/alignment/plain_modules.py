@@ -16,11 +16,11 @@ from jaxllm.interop.loading.checkpoint import open_checkpoint
 from jaxllm.interop.loading.diagnostics import reason_to_ignore
 from jaxllm.interop.loading.plan import analyze_checkpoint
 from jaxllm.interop.loading.user_family import resolve_family
+from jaxllm.interop.parity.alignment.references.overrides import attribute
 from jaxllm.interop.parity.memory.array_store import ArrayStore, in_memory, parameters_on
 from jaxllm.models import Model
 
 from .adapters import FAMILY_ATTRIBUTE
-from .overrides import attribute
 
 
 def load_plain(

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
-from jaxllm.interop.parity.alignment.overrides import attribute
+from jaxllm.interop.parity.alignment.references.overrides import attribute
 
 from .operations import in_place
 from .operations.constants import is_constant, marked

@@ -16,7 +16,7 @@ from jaxllm.errors import UserError
 from jaxllm.interop.parity.alignment.activations import positions_of
 from jaxllm.interop.parity.alignment.calls import of_call, without_call
 from jaxllm.interop.parity.alignment.inputs import Inputs
-from jaxllm.interop.parity.alignment.overrides import attribute
+from jaxllm.interop.parity.alignment.references.overrides import attribute
 from jaxllm.interop.parity.memory.array_store import ArrayStore, in_memory
 from jaxllm.interop.parity.numerics.attention_scores import PROBS, SCORES, seen_only
 from jaxllm.interop.parity.report.activation_rows import LOGITS

@@ -8,7 +8,7 @@ import numpy as np
 from jaxllm.generation import Sampling
 from jaxllm.interop.parity.alignment.adapters import outputs_of
 from jaxllm.interop.parity.alignment.inputs import Inputs
-from jaxllm.interop.parity.alignment.overrides import attribute
+from jaxllm.interop.parity.alignment.references.overrides import attribute
 from jaxllm.interop.parity.progress import announce
 from jaxllm.numerics.distance import max_abs
 

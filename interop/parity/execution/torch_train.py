@@ -8,7 +8,7 @@ import numpy as np
 
 from jaxllm.interop.parity.alignment.adapters import outputs_of
 from jaxllm.interop.parity.alignment.inputs import Inputs
-from jaxllm.interop.parity.alignment.peft_models import base_name, is_trained
+from jaxllm.interop.parity.alignment.references.peft_models import base_name, is_trained
 
 from .float64 import in_float64
 from .recipe import Recipe, TrainingRecord

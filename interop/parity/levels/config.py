@@ -7,7 +7,7 @@ from typing import Any
 from jaxllm.config import Config, StackConfig, flatten, make_config, upgrade_name
 from jaxllm.interop.parity.alignment.inputs import output_config
 from jaxllm.interop.parity.alignment.parameter_names import read_config
-from jaxllm.interop.parity.alignment.peft_models import base_name, our_factors
+from jaxllm.interop.parity.alignment.references.peft_models import base_name, our_factors
 from jaxllm.interop.parity.report.rows import FieldResult
 from jaxllm.models import Model
 

@@ -12,7 +12,7 @@ import optax
 from jaxllm.interop.families import RuleTable
 from jaxllm.interop.parity.alignment.inputs import Inputs
 from jaxllm.interop.parity.alignment.parameter_names import Imported, table_of
-from jaxllm.interop.parity.alignment.peft_models import Factors, by_base_name, is_adapted
+from jaxllm.interop.parity.alignment.references.peft_models import Factors, by_base_name, is_adapted
 from jaxllm.interop.parity.execution.recipe import Recipe
 from jaxllm.interop.parity.execution.simulated_rounding import DRAWS
 from jaxllm.interop.parity.memory.array_store import ArrayStore, in_memory

@@ -9,7 +9,7 @@ from jaxllm.errors import UserError
 from jaxllm.interop.parity.alignment.adapters import adapter_of
 from jaxllm.interop.parity.alignment.inputs import Inputs
 from jaxllm.interop.parity.alignment.parameter_names import decayed, our_names
-from jaxllm.interop.parity.alignment.peft_models import (
+from jaxllm.interop.parity.alignment.references.peft_models import (
     Factors,
     base_name,
     is_factor,

@@ -21,7 +21,7 @@ from jaxllm.interop.parity.alignment.parameter_names import (
     table_for,
     tensors_of,
 )
-from jaxllm.interop.parity.alignment.peft_models import base_name, is_factor
+from jaxllm.interop.parity.alignment.references.peft_models import base_name, is_factor
 from jaxllm.interop.parity.execution.jax_parameters import LazyWeights
 from jaxllm.interop.parity.report.rows import WeightResult
 from jaxllm.interop.rules.rule import BoundRule

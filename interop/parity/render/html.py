@@ -10,15 +10,8 @@ from jaxllm.interop.parity.report.rows import LossResult
 
 from . import charts, details
 from .heat_map import heat_map, legend
-from .sentences import (
-    explanation,
-    headline,
-    hint,
-    mark,
-    notes,
-    number,
-    place,
-)
+from .notes import notes
+from .sentences import explanation, headline, hint, mark, number, place
 from .summary_tables import levels_table, positions_table
 from .table import Table
 

@@ -11,7 +11,8 @@ from rich.text import Text
 from jaxllm.interop.parity.report.report import ReportData
 from jaxllm.untrusted.printable import literal, printable
 
-from .sentences import explanation, headline, hint, mark, notes
+from .notes import notes
+from .sentences import explanation, headline, hint, mark
 from .summary_tables import layers_table, levels_table, positions_table
 from .table import Row, Table
 

@@ -19,7 +19,8 @@ from jaxllm.interop.parity.execution.simulated_rounding import DRAWS
 from jaxllm.interop.parity.golden import check_pack, record_checkpoint
 from jaxllm.interop.parity.recording.pack import read_pack, write_pack
 from jaxllm.interop.parity.render import html
-from jaxllm.interop.parity.render.sentences import compared, hint, notes, unclear_note
+from jaxllm.interop.parity.render.notes import notes, unclear_note
+from jaxllm.interop.parity.render.sentences import compared, hint
 from jaxllm.numerics import judgement
 from jaxllm.train import make_mesh
 

@@ -7,7 +7,7 @@ from any_calls import LAYERS, TOKENS, Repeated, function
 
 from jaxllm.interop.parity import compare
 from jaxllm.interop.parity.alignment.calls import calls_of, of_call, without_call
-from jaxllm.interop.parity.render.sentences import notes
+from jaxllm.interop.parity.render.notes import notes
 
 ROUNDS = ["block", "call 2: block", "call 3: block"]
 

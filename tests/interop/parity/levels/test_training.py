@@ -22,7 +22,7 @@ from jaxllm.interop.parity.levels.training import (
     sampled,
     training_setup,
 )
-from jaxllm.interop.parity.render.sentences import notes
+from jaxllm.interop.parity.render.notes import notes
 from jaxllm.train.optimizers.config import OptimizerConfig
 from jaxllm.train.optimizers.optimizer import make_optimizer
 

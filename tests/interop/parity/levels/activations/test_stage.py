@@ -11,7 +11,8 @@ from jaxllm.interop import load_pretrained
 from jaxllm.interop.parity import compare
 from jaxllm.interop.parity.golden import check_pack, record_checkpoint
 from jaxllm.interop.parity.levels.activations import long_row
-from jaxllm.interop.parity.render.sentences import headline, notes
+from jaxllm.interop.parity.render.notes import notes
+from jaxllm.interop.parity.render.sentences import headline
 from jaxllm.models import build_abstract
 from jaxllm.params import named_parameters, with_arrays
 

@@ -12,7 +12,7 @@ from jaxllm.errors import UserError
 from jaxllm.interop import CheckpointError
 from jaxllm.interop.adapters.merging import load_adapter
 from jaxllm.interop.parity import check_checkpoint, compare
-from jaxllm.interop.parity.alignment.peft_models import base_name, find_scales, opened
+from jaxllm.interop.parity.alignment.references.peft_models import base_name, find_scales, opened
 from jaxllm.interop.parity.golden import record_checkpoint
 from jaxllm.lora.attach import projections
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from hf_cases import CASES
 
-from jaxllm.interop.parity.alignment.recurrences import RULE, record_delta_rules
+from jaxllm.interop.parity.alignment.references.recurrences import RULE, record_delta_rules
 
 TOKENS = torch.arange(7)[None]
 PREFIX = "model.layers.0.linear_attn@"

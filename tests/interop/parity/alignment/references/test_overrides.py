@@ -5,7 +5,7 @@ import os
 import pytest
 from torch import nn
 
-from jaxllm.interop.parity.alignment.overrides import attribute, environment
+from jaxllm.interop.parity.alignment.references.overrides import attribute, environment
 
 
 class Parent:

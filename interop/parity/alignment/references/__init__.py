@@ -1,0 +1,1 @@
+"""PyTorch references: overrides, adapters of PEFT, and recurrences that are recorded."""
