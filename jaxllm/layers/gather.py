@@ -99,7 +99,7 @@ def sum_in_stages(
     x_dims, kernel_dims, y_dims = equation.replace("->", ",").split(",")
     sizes = dict(zip(x_dims, x.shape, strict=True)) | dict(zip(y_dims, dy.shape, strict=True))
     free = _automatic(mesh)
-    if not free:
+    if not free or not sizes.keys() <= DIMS.keys():  # such as rows sorted by their experts
         return None
     kernel = partition_spec(kernel_dims, [sizes[letter] for letter in kernel_dims], free)
     split = [i for i, part in enumerate(kernel) if part and kernel_dims[i] in WIDTHS]

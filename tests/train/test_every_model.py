@@ -36,7 +36,7 @@ from jaxllm.train import load_config, train
 from jaxllm.train.data.vectors import VectorsConfig
 folder, shuffled, *paths = sys.argv[1:]
 for path in paths:
-    config = dataclasses.replace(load_config(path), logging=LoggingConfig(tensorboard=False))
+    config = load_config(path, ["--logging.tensorboard", "false"])
     train(dataclasses.replace(config, output=f"{folder}/{config.output}"))
     if config.output == "runs/components_regression":  # control: shuffled targets
         data = VectorsConfig(vectors=shuffled, held_out=0.1)

@@ -86,9 +86,11 @@ def test_saturated_attention_is_planted_in_every_family(family):
     planted, plain = (build(ZooModel(kind, family, 0)) for kind in ("saturated attention", ""))
     pairs = zip(planted.named_parameters(), plain.parameters(), strict=True)
     changed = [name for (name, one), other in pairs if not torch.equal(one, other)]
-    assert len(changed) >= plain.config.num_hidden_layers
     norms = [name for name, _ in plain.named_parameters() if QUERY_NORM.search(name)]
-    assert set(norms) == set(changed) or not norms
+    if norms:  # not every layer has them: some mix tokens by a recurrence
+        assert set(changed) == set(norms)
+    else:
+        assert len(changed) >= plain.config.num_hidden_layers
 
 
 def test_the_zoo_has_every_family_of_text():

@@ -10,6 +10,7 @@ from mesh_gradients import on_devices, on_one, random_batch, worst_error
 from tiny import TINY, random_model, relative_l2
 
 from jaxllm.config import ExpertsConfig, LatentConfig, LayerKind
+from jaxllm.layers.gather import sum_in_stages
 from jaxllm.params import map_parameters, parameter_shardings, split
 from jaxllm.train import make_mesh
 from jaxllm.train.data.placement import on_mesh
@@ -100,3 +101,10 @@ def test_gpus_gather_over_all_axes_at_once(monkeypatch):
     gathers = [one for one in collectives(compiled) if one.kind == "all-gather"]
     D, F = TINY.embed_dim, TINY.mlp_dim
     assert not [one for one in gathers if {*one.shapes} & {(D // 4, F), (F, D // 4)}]
+
+
+def test_rows_that_experts_have_sorted_are_not_summed_in_stages():
+    """No mesh axis is known to split them."""
+    x, dy = np.ones((6, 8), np.float32), np.ones((6, 16), np.float32)
+    with jax.set_mesh(make_mesh(fsdp=2, expert=4)):
+        assert sum_in_stages(lambda x, dy: x.T @ dy, "MD,DF->MF", x, dy, np.float32) is None
