@@ -142,7 +142,15 @@ def reachable(tree: ast.Module, roots: set[str], config_class: str) -> Iterator[
 
 
 def _takes_other(node: ast.stmt, config_class: str) -> bool:
-    """Whether a class declares that its config is of another class."""
+    """Whether a class declares that its config is of another class.
+
+    Classes of a text model may declare the config that has the text model's as a part, unless they
+    do read its parts.
+    """
+    own = {config_class, "PreTrainedConfig"}
+    attributes = {inner.attr for inner in ast.walk(node) if isinstance(inner, ast.Attribute)}
+    if not attributes & {"text_config", "vision_config"}:
+        own.add(config_class.replace("TextConfig", "Config"))
     for inner in getattr(node, "body", ()):
         match inner:
             case ast.AnnAssign(target=ast.Name("config"), annotation=annotation):
@@ -153,7 +161,7 @@ def _takes_other(node: ast.stmt, config_class: str) -> bool:
                 continue
         for kind in filter(None, kinds):
             named = re.findall(r"\w+Config\b", ast.unparse(kind))
-            if named and not {config_class, "PreTrainedConfig"} & set(named):
+            if named and not own & set(named):
                 return True
     return False
 

@@ -28,6 +28,7 @@ def share_along(error: np.ndarray, draws: np.ndarray) -> float:
         error: a vector, S; not zero.
         draws: errors to compare it with, KS; not all zero.
     """
+    error, draws = np.asarray(error, np.float64), np.asarray(draws, np.float64)
     along_K = draws @ error / np.linalg.norm(error)
     return float(np.square(along_K).sum() / np.square(draws).sum())
 

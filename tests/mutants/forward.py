@@ -13,7 +13,7 @@ from jaxllm.layers.attention import attention
 from jaxllm.layers.attention.attention import Attention
 from jaxllm.layers.block import Block
 from jaxllm.layers.experts.moe import MoE
-from jaxllm.layers.linear import Linear, project
+from jaxllm.layers.linear import Linear
 from jaxllm.layers.mlp import MLP, activate
 from jaxllm.models.decoder import Decoder
 
@@ -137,12 +137,12 @@ def early_temperature(original: Callable, config: DecoderConfig) -> Callable:
 def unbiased(original: Callable, config: DecoderConfig) -> Callable:
     """Drops the bias of the output projection of attention."""
 
-    def accumulate(self, x):
+    def finish(self, product, x):
         if self.equation == "BTNH,NHD->BTD":
-            return project(self.equation, x, self.kernel[...])
-        return original(self, x)
+            product = product - self.bias[...]
+        return original(self, product, x)
 
-    return accumulate
+    return finish
 
 
 def by_embeddings(original: Callable, config: DecoderConfig) -> Callable:
@@ -215,7 +215,7 @@ FUNCTIONS = (
     patched("temperature floor off by one", attention, "temperature_growth", early_temperature,
             lambda config: f"layers.{first_unrotated(config)}.attn.q",
             has("attention.temperature")),
-    patched("bias dropped", Linear, "accumulate", unbiased, "layers.0.attn.o_proj",
+    patched("bias dropped", Linear, "finish", unbiased, "layers.0.attn.o_proj",
             has("attention.out_bias")),
     patched("head tied", Decoder, "unembed", by_embeddings, "lm_head", has_not("head.tied"),
             "logits"),

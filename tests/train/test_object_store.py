@@ -36,7 +36,7 @@ mesh: {{fsdp: 2}}
 save_every: 2
 eval_every: 3
 keep: 2
-logging: {tensorboard: true}
+logging: {{tensorboard: true}}
 """
 TEXT = "".join(f"{i} squared is {i * i}. " for i in range(400))
 

@@ -33,7 +33,8 @@ def read_experts(
     *,
     width: str = "moe_intermediate_size",
     mlp_dim: Any = REQUIRED,
-    normalize: bool | None = False,
+    normalize: bool = False,
+    has_norm_field: bool = True,
     balance: float = 0.001,
     **others: Any,
 ) -> ExpertsConfig | None:
@@ -45,17 +46,19 @@ def read_experts(
         top_k: the default of `num_experts_per_tok`.
         width: the field with the width of an expert.
         mlp_dim: its default.
-        normalize: the default of `norm_topk_prob`; None: there is no such field.
+        normalize: the default of `norm_topk_prob`.
+        has_norm_field: whether files have that field; if not, the default always holds.
         balance: the default of the weight of the load-balancing loss.
         others: settings of `ExpertsConfig` that every model of the family has.
     """
-    if normalize is not None:
-        others["normalize"] = fields.take("norm_topk_prob", bool, normalize)
+    if has_norm_field:
+        normalize = fields.take("norm_topk_prob", bool, normalize)
     return fields.build(
         ExpertsConfig,
         num_experts=read_num_experts(fields, num_experts),
         top_k=fields.take("num_experts_per_tok", int, top_k),
         mlp_dim=fields.take(width, int, mlp_dim),
+        normalize=normalize,
         **read_balance(fields, balance),
         **others,
     )

@@ -104,7 +104,7 @@ def test_a_pack_has_an_entry_for_each_stage(pack, whole):
     data = read_pack(pack)
     assert data.keys() == {*always, "forward", "training", "generate"}
     assert read_pack(whole).keys() == {*always, "forward"}
-    kept = {"batches", "constant", "recipe", "truth", "runs", "moved", "routers"}
+    kept = {"batches", "later", "constant", "recipe", "truth", "runs", "moved", "routers"}
     assert data["training"].keys() == kept
     assert {"prompts", "greedy", "beams", "ties"} <= data["generate"].keys()
     assert {"inputs", "arrays", "free", "forced", "sample", "of_source"} <= data["forward"].keys()

@@ -46,7 +46,7 @@ def write_rotary(config: DecoderConfig, base: Json) -> Json:
 def read_own_experts(fields: Fields) -> Json:
     """Reads the experts, which are as wide as `intermediate_size` says."""
     own = {"scores": "sigmoid", **OF_EXPERTS}
-    return {"experts": read_experts(fields, 256, 8, width=WIDTH, normalize=None, **own)}
+    return {"experts": read_experts(fields, 256, 8, width=WIDTH, has_norm_field=False, **own)}
 
 
 def write_own_experts(config: DecoderConfig, base: Json) -> Json:
