@@ -112,7 +112,7 @@ def sum_in_stages(
         if letter in summed
     }
     over = spec_axes(*rows.values())
-    if len(axes) < 2 or not {*axes} <= {*over} or "E" in kernel_dims:
+    if len(axes) < 2 or not {*axes} <= {*over} or "E" in kernel_dims or not _nests(mesh, over):
         return None
     rest = tuple(axis for axis in over if axis not in axes)
     # XLA for CPUs ends the process where bfloat16 is summed inside such a shard_map.
@@ -125,6 +125,17 @@ def sum_in_stages(
     specs = [PartitionSpec(*(rows.get(letter) for letter in dims)) for dims in (x_dims, y_dims)]
     out = PartitionSpec(*(axes if i == place else None for i in range(len(kernel_dims))))
     return jax.shard_map(local, in_specs=(*specs,), out_specs=out, axis_names={*over})(x, dy)
+
+
+def _nests(mesh: AbstractMesh, axes: Axes) -> bool:
+    """Whether a shard_map over these axes may stand where this is called.
+
+    XLA of jax 0.12 ends the process unless those of a shard_map around it are earlier in the mesh.
+    """
+    free, names = _automatic(mesh), mesh.axis_names
+    taken = [names.index(axis) for axis in names if axis not in free]
+    is_ordered = max(taken, default=-1) < min(map(names.index, axes))
+    return is_ordered or jax.__version_info__ < (0, 11)
 
 
 def _automatic(mesh: AbstractMesh) -> dict[str, int]:
