@@ -136,18 +136,21 @@ def _compare(comparison: Comparison) -> Report:
         stages = stages_of(alone)
     runs = sum(stage.runs(comparison.levels, comparison.draws) for stage in stages)
     with expecting(runs), keeping_freed_memory():
-        found, rows = {}, []
+        found: dict[str, Any] = {}
+        rows: dict[str, tuple[Judged, ...]] = {}
         for stage in stages:
             found[stage.name] = stage.compare(comparison)
             return_scarce_memory()
-            rows += _rows_of(stage, comparison.levels, found)
-            if all(row.ok for row in rows) and any(row.is_suspect for row in rows):
-                del rows[:], found[stage.name]  # as large as the model
+            judged = rows | _rows_of(stage, comparison.levels, found)
+            if _needs_more_draws(judged):
+                del found[stage.name]  # as large as the model
                 found[stage.name] = _decide(stage, comparison)
+                judged = rows | _rows_of(stage, comparison.levels, found)
+            rows = judged
     name = type(comparison.reference).__name__
     packages = "torch", "transformers"
     dtype = output_config(comparison.model).numerics.dtype
-    report = assemble(name, comparison.inputs, comparison.levels, found, packages, dtype)
+    report = assemble(name, comparison.inputs, comparison.levels, found, packages, dtype, rows)
     others = not_compared(comparison.model, comparison.levels, is_default=False)
     return dataclasses.replace(report, not_compared=others)
 
@@ -166,6 +169,7 @@ def assemble(
     found: Mapping[str, Any],
     packages: Sequence[str] = (),
     dtype: str = FLOAT32.dtype,
+    judged: Mapping[str, tuple[Judged, ...]] | None = None,
 ) -> Report:
     """Builds the report: judges the result of each stage at its levels.
 
@@ -177,14 +181,16 @@ def assemble(
         found: results of the stages, by stage name.
         packages: packages, besides those in `PACKAGES`, whose versions are reported.
         dtype: that both sides compute in.
+        judged: rows that are known already, by level.
     """
     unjudged = tuple(level for level in levels if LEVELS[level].stage.name not in found)
-    rows = {
-        level.name: _rows(level, found) if level.name in levels or unjudged else ()
-        for level in from_causes_to_effects()
-    }
+    rows, known = {}, dict(judged or {})
+    for level in from_causes_to_effects():
+        is_wanted = level.name in levels or unjudged
+        own = known.get(level.name) or (_rows(level, found) if is_wanted else ())
+        rows[level.name] = own
     if not all(row.ok for found_rows in rows.values() for row in found_rows):
-        rows = {name: tuple(row.convicted() for row in judged) for name, judged in rows.items()}
+        rows = {name: tuple(row.convicted() for row in own) for name, own in rows.items()}
     stages = (stage for stage in stages_of(LEVELS) if stage.name in found)
     details: dict[str, Any] = {"tokens": inputs.num_tokens, "versions": {}}
     digests: dict[str, str] = {}
@@ -215,11 +221,18 @@ def assemble(
     )
 
 
-def _rows_of(stage: Stage, levels: Sequence[str], found: Mapping[str, Any]) -> list[Judged]:
-    """Returns the rows of some levels that are judged by a stage."""
-    return [
-        row for name in levels if LEVELS[name].stage is stage for row in _rows(LEVELS[name], found)
-    ]
+def _rows_of(
+    stage: Stage, levels: Sequence[str], found: Mapping[str, Any]
+) -> dict[str, tuple[Judged, ...]]:
+    """Returns the rows of those levels that are judged by a stage."""
+    own = (name for name in levels if LEVELS[name].stage is stage)
+    return {name: _rows(LEVELS[name], found) for name in own}
+
+
+def _needs_more_draws(rows: Mapping[str, Sequence[Judged]]) -> bool:
+    """Whether some rows are suspect, and none certainly differs."""
+    every = [row for own in rows.values() for row in own]
+    return all(row.ok for row in every) and any(row.is_suspect for row in every)
 
 
 def _rows(level: Level, found: Mapping[str, Any]) -> tuple[Judged, ...]:
