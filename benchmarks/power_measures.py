@@ -45,7 +45,7 @@ class Subject:
 
     @cached_property
     def recording(self) -> Recording:
-        """What the reference computes."""
+        """The activations of the reference, and their rounding errors."""
         return record_forward(self.comparison)
 
     @cached_property

@@ -12,7 +12,7 @@ from jaxllm.sharding import constrain
 
 
 class DeltaCache(NamedTuple):
-    """What is left of the tokens of each row, however many: a state for each head of values.
+    """The recurrent state of each row: of a fixed size, for each head of values.
 
     Unlike keys and values, it cannot be taken back: tokens must come in the order of their
     positions, each once, with padding (position -1) after them. Rows for which that is not so

@@ -21,7 +21,7 @@ _einsum = partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
 
 
 class Tokens(NamedTuple):
-    """What the rule takes of each token, in float32.
+    """The inputs of the delta rule for every token, in float32.
 
     Attributes:
         q_BTNH: queries, of length 1 / sqrt(H).

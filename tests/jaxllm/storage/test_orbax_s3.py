@@ -18,7 +18,7 @@ PATCHED = [
 
 @pytest.fixture(autouse=True)
 def unchanged(monkeypatch):
-    """What the module changes is put back."""
+    """Restores the functions that the module replaces."""
     for module, name in PATCHED:
         monkeypatch.setattr(module, name, getattr(module, name))
     for name in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_REGION", "AWS_ACCESS_KEY_ID"):

@@ -127,7 +127,7 @@ def test_an_error_is_raised_at_the_next_step_and_only_once(small, tmp_path, erro
 
 @pytest.mark.parametrize("failing", examples([2, 5], 2))
 def test_an_error_ends_a_run(small, failing):
-    """That of the last export, at its end."""
+    """An error of the last export is raised when the run ends."""
 
     def fail(run, path, *, step, **options):
         if step == failing:

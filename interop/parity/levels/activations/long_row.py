@@ -14,7 +14,7 @@ MOST_SCORES = 10**8  # attention scores of a layer, in a row that is worth its t
 
 
 class LongRow(NamedTuple):
-    """What the inputs of a comparison do not reach.
+    """A row past the windows and chunks that the inputs are too short for, and those left unseen.
 
     Attributes:
         inputs: a row that reaches the ends of all windows and chunks; None if it would cost too

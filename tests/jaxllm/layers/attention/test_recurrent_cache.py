@@ -1,4 +1,4 @@
-"""What a recurrent cache keeps of tokens, and what it makes of those that do not continue it."""
+"""Recurrent caches: their state, and rows that do not continue it, which become NaN."""
 
 import jax
 import numpy as np

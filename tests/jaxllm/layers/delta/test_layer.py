@@ -146,7 +146,7 @@ PLACES = {"gap": [4, 5], "again": [2, 3], "padding before": [-1, 3]}
 
 @pytest.mark.parametrize("given", examples(PLACES, "again"))
 def test_tokens_that_do_not_continue_a_state_give_nan(model, given):
-    """Of their row alone."""
+    """Other rows keep their values."""
     places = PLACES[given]
     cache = step(model, TOKENS[:, :3], jnp.arange(3)[None], model.init_cache(2, T)).cache
     both = np.array([places, [3, 4]])

@@ -69,7 +69,7 @@ def test_one_token_after_the_other_equals_chunks():
 
 @pytest.mark.exhaustive
 def test_gradients_equal_those_of_the_recurrence():
-    """Those of a scan over single tokens, which automatic differentiation gives."""
+    """The expected gradients are those of a scan over single tokens."""
     tokens = tokens_of(100)
     weights = np.random.default_rng(2).standard_normal((B, 100, N, W))
 

@@ -1,4 +1,4 @@
-"""What the delta rules of transformers get and return is recorded, and may be replaced."""
+"""Inputs and outputs of transformers' delta rules are recorded, and may be replaced."""
 
 import pytest
 import torch
